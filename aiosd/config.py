@@ -1,0 +1,166 @@
+"""config.toml as frozen types: everything has a default, and what is not known here is an error."""
+
+from __future__ import annotations
+
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from aiosd.errors import ConfigError
+from aiosd.records import Tier
+
+TIERS: tuple[Tier, ...] = ("fast", "balanced", "capable")
+EXTRACTIVE = "extractive"
+"""The backend that is always there and that no section needs to declare."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class Backend(Section, frozen=True, kw_only=True):
+    kind: Literal["ollama", "openai", "extractive"]
+    url: str | None = None
+    """Of an ollama: default its usual address. An openai has none: it may be any server."""
+    model: str = ""
+    slots: int = 1
+    """Requests it works on at once."""
+    key_env: str | None = None
+    key_file: str | None = None
+    price_in: float = 0.0
+    """Dollars per million tokens."""
+    price_out: float = 0.0
+    local: bool | None = None
+    """Overrides what the address says."""
+
+    @property
+    def is_local(self) -> bool:
+        """Loopback is local, and so is what has no address. A model's own name may still say it is remote."""
+        if self.local is not None:
+            return self.local
+        host = urlsplit(self.url).hostname if self.url else "localhost"
+        try:
+            return ip_address(host or "").is_loopback
+        except ValueError:
+            return host == "localhost"
+
+
+class Models(Section, frozen=True, kw_only=True):
+    tiers: dict[Tier, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Backends by tier, in order of preference. Without any: every backend in every tier, as declared."""
+    backends: dict[str, Backend] = msgspec.field(default_factory=dict)
+
+
+class Agent(Section, frozen=True, kw_only=True):
+    system: str | None = None
+    tier: Tier = "balanced"
+    permissions: tuple[str, ...] | None = None
+
+
+class Budget(Section, frozen=True, kw_only=True):
+    day_usd: float | None = None
+    """Most that one UTC day may cost; None is no cap."""
+
+
+class Tools(Section, frozen=True, kw_only=True):
+    paths: tuple[str, ...] = ("tools",)
+    """Folders of Python files, relative to the config file."""
+
+
+class Config(Section, frozen=True, kw_only=True):
+    default_permissions: tuple[str, ...] = ("memory", "read")
+    models: Models = Models()
+    agents: dict[str, Agent] = msgspec.field(default_factory=dict)
+    budget: Budget = Budget()
+    tools: Tools = Tools()
+
+
+def load(path: Path) -> Config:
+    """The config in this file; a missing one is all defaults. Raises ConfigError with file, key path and what
+    was expected there."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return Config()
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}") from None
+    try:
+        table = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not TOML: {exc}") from None
+    try:
+        return _config(table)
+    except _Wrong as exc:
+        raise ConfigError(f"{path}: {exc}", hint=f'"${{EDITOR:-vi}}" {path}') from None
+
+
+class _Wrong(Exception):
+    """Something at a key path; str() is both."""
+
+
+T = TypeVar("T")
+
+
+def _config(table: dict[str, Any]) -> Config:
+    # msgspec names a wrong entry of a mapping `[...]`; entries are converted one by one so that we can name it.
+    models = _table(table, "models")
+    backends = {
+        name: _checked(name, _convert(value, Backend, f"models.backends.{name}"))
+        for name, value in _table(models, "backends", "models.").items()
+    }
+    agents = {
+        name: _convert(value, Agent, f"agents.{name}") for name, value in _table(table, "agents").items()
+    }
+    config = _convert(
+        table | {"models": models | {"backends": {}}, "agents": {}} if table else {}, Config, ""
+    )
+    config = msgspec.structs.replace(
+        config, agents=agents, models=msgspec.structs.replace(config.models, backends=backends)
+    )
+    for tier, names in config.models.tiers.items():
+        for i, name in enumerate(names):
+            if name not in backends and name != EXTRACTIVE:
+                known = ", ".join([*backends, EXTRACTIVE])
+                raise _Wrong(f"models.tiers.{tier}[{i}]: no backend `{name}`; there are: {known}")
+    if config.budget.day_usd is not None and config.budget.day_usd < 0:
+        raise _Wrong("budget.day_usd: expected dollars >= 0")
+    return config
+
+
+def _table(parent: dict[str, Any], key: str, where: str = "") -> dict[str, Any]:
+    value = parent.get(key, {})
+    if not isinstance(value, dict):
+        raise _Wrong(f"{where}{key}: expected a table")
+    return value
+
+
+def _convert(value: object, type: type[T], where: str) -> T:
+    try:
+        return msgspec.convert(value, type)
+    except msgspec.ValidationError as exc:
+        what, _, at = str(exc).partition(" - at `")
+        path = where + at.removesuffix("`").removeprefix("$").removeprefix("" if where else ".")
+        raise _Wrong(f"{path}: {what}" if path else what) from None
+
+
+def _checked(name: str, backend: Backend) -> Backend:
+    where = f"models.backends.{name}"
+    if backend.kind != "extractive" and not backend.model:
+        raise _Wrong(f"{where}.model: expected the name of a model")
+    if backend.url is not None:
+        parts = urlsplit(backend.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise _Wrong(f"{where}.url: expected http://HOST[:PORT] or https://..., got `{backend.url}`")
+    elif backend.kind == "openai":
+        raise _Wrong(f"{where}.url: expected the server's address, as in https://api.openai.com/v1")
+    if backend.slots < 1:
+        raise _Wrong(f"{where}.slots: expected a number >= 1, got {backend.slots}")
+    if backend.price_in < 0 or backend.price_out < 0:
+        raise _Wrong(f"{where}: expected prices >= 0")
+    if backend.key_env and backend.key_file:
+        raise _Wrong(f"{where}: expected key_env or key_file, not both")
+    return backend

@@ -1,0 +1,1 @@
+"""Memory: what sessions were told and did, recalled by what it says."""

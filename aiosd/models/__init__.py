@@ -1,0 +1,1 @@
+"""Models: which backend answers a request, and how each is spoken to."""

@@ -1,0 +1,301 @@
+"""The nouns of aiosd, each declared once: stored and sent as they are. Then the events of a task.
+
+Times are ISO 8601 in UTC, money is US dollars, ids are UUIDs as text.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+Privacy = Literal["any", "local"]
+"""`local` text never leaves the machine."""
+Priority = Literal["interactive", "normal", "background"]
+SessionState = Literal["open", "closed"]
+TaskState = Literal["queued", "working", "input_required", "completed", "failed", "cancelled"]
+ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
+CallStatus = Literal["pending", "in_progress", "completed", "failed", "unknown"]
+StopReason = Literal["end_turn", "max_tokens", "max_steps", "refusal", "cancelled"]
+Tier = Literal["fast", "balanced", "capable"]
+TaskType = Literal["reasoning", "coding", "summarization", "embedding"]
+SourceKind = Literal["memory", "input", "tool", "file"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A noun of the wire: stored and sent as it is."""
+
+
+class Session(Record, frozen=True, kw_only=True):
+    session_id: str
+    user_id: str
+    title: str
+    agent: str | None
+    permissions: tuple[str, ...]
+    privacy: Privacy
+    priority: Priority
+    max_usd: float | None
+    workspace: str | None
+    """The folder that tools may see; None is a private empty one."""
+    write: bool
+    state: SessionState
+    created_at: datetime
+    used_at: datetime
+
+
+class Source(Record, frozen=True, kw_only=True):
+    """Where a part of an answer comes from. `ref` is a memory id, `NAME:LINE` of an input or file, or a tool's name."""
+
+    kind: SourceKind
+    ref: str
+    text: str
+
+
+class Tokens(Record, frozen=True, kw_only=True):
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Candidate(Record, frozen=True, kw_only=True):
+    """A backend that was considered. `rejected` says why it was not asked, or how it failed; None for the chosen one."""
+
+    backend: str
+    model: str
+    local: bool
+    rejected: str | None = None
+
+
+class Decision(Record, frozen=True, kw_only=True):
+    """Why this backend answered: every reply carries one."""
+
+    tier: Tier
+    chosen: str
+    reason: str
+    candidates: tuple[Candidate, ...]
+    took_s: float | None = None
+
+
+class TaskResult(Record, frozen=True, kw_only=True):
+    task_id: str
+    session_id: str
+    state: TaskState
+    result: Any
+    """Text, or the object when a schema was given."""
+    stop_reason: StopReason
+    generated: bool
+    """False where every word is quoted from a source."""
+    abstained: bool
+    backend: str | None
+    model: str | None
+    sources: tuple[Source, ...]
+    usage: Tokens
+    cost_usd: float
+    decision: Decision | None
+
+
+class Task(Record, frozen=True, kw_only=True):
+    task_id: str
+    number: int
+    """Counted up for one user's daemon, never reused."""
+    session_id: str
+    parent_id: str | None
+    task: str
+    state: TaskState
+    priority: Priority
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    steps: int
+    cost_usd: float
+    result: TaskResult | None
+    error: dict[str, Any] | None
+    """A JSON-RPC error object."""
+
+
+class Memory(Record, frozen=True, kw_only=True):
+    memory_id: str
+    user_id: str
+    session_id: str
+    content: str
+    speaker: str | None
+    kind: str
+    """What it is: `note` when given, `task` for a completed run, or the caller's own word."""
+    source: str
+    """What made it: `user`, `task:ID`, `tool:NAME`, or the caller's own word."""
+    trust: float
+    """0 to 1; what the user said is 1."""
+    privacy: Privacy
+    created_at: datetime
+    metadata: dict[str, Any]
+
+
+class ScoredMemory(Memory, frozen=True, kw_only=True):
+    score: float
+    """0 to 1, the more the better the match."""
+
+
+class Turn(Record, frozen=True, kw_only=True):
+    """A line of a session's working memory."""
+
+    role: Literal["user", "assistant", "note"]
+    content: str
+    created_at: datetime
+    task_id: str | None
+    privacy: Privacy
+
+
+class Tool(Record, frozen=True, kw_only=True, rename={"input_schema": "inputSchema"}):
+    """A tool as MCP describes one, with what it takes to use it."""
+
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+    """JSON Schema 2020-12 of the arguments, an object."""
+    annotations: dict[str, Any]
+    """MCP's hints: readOnlyHint, destructiveHint, idempotentHint, openWorldHint."""
+    permissions: tuple[str, ...]
+    rate_limit: int | None
+    """Calls a minute, per user."""
+
+
+class Text(Record, frozen=True, kw_only=True, tag_field="type", tag="text"):
+    """A content block of MCP."""
+
+    text: str
+
+
+class ToolResult(
+    Record,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    rename={"structured_content": "structuredContent", "is_error": "isError"},
+):
+    """What a tool gave, in MCP's shape."""
+
+    content: tuple[Text, ...]
+    is_error: bool
+    structured_content: Any = None
+
+
+class Agent(Record, frozen=True, kw_only=True):
+    """A named way of working, from the config."""
+
+    name: str
+    system: str | None
+    tier: Tier
+    permissions: tuple[str, ...] | None
+
+
+class BackendInfo(Record, frozen=True, kw_only=True):
+    name: str
+    kind: str
+    model: str
+    url: str | None
+    local: bool
+    tiers: tuple[Tier, ...]
+    state: Literal["up", "down", "unknown"]
+    reason: str | None
+    """Why it is down."""
+    slots: int
+    in_flight: int
+    price_in: float
+    price_out: float
+    """Dollars per million tokens."""
+
+
+class Input(Record, frozen=True, kw_only=True):
+    """A text given with a task: what was piped in, a file."""
+
+    name: str
+    text: str
+
+
+# --- events of a task ----------------------------------------------------------------------------------
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """Something that happened in a task. The numbered ones are kept, and are the task's journal."""
+
+    task_id: str
+    seq: int
+    """1, 2, ... without gaps; a delta carries the number of the last kept event before it."""
+    at: datetime
+
+
+class StateEvent(Event, frozen=True, kw_only=True, tag="state"):
+    state: TaskState
+
+
+class ProgressEvent(Event, frozen=True, kw_only=True, tag="progress", omit_defaults=True):
+    """What is waited for, or `recalled`: what memory gave for the task."""
+
+    stage: Literal["queued", "loading", "recalled", "retrying"]
+    detail: str = ""
+    place: int | None = None
+    eta_s: float | None = None
+    memories: tuple[ScoredMemory, ...] = ()
+
+
+class RouteEvent(Event, frozen=True, kw_only=True, tag="route"):
+    decision: Decision
+
+
+class ToolUse(Record, frozen=True, kw_only=True):
+    """A model asks for a tool."""
+
+    call_id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class MessageEvent(Event, frozen=True, kw_only=True, tag="message"):
+    """A model's whole reply; it replaces the deltas before it."""
+
+    text: str
+    thinking: str
+    tool_calls: tuple[ToolUse, ...]
+    stop_reason: StopReason
+    generated: bool
+    abstained: bool
+    backend: str
+    model: str
+    sources: tuple[Source, ...]
+
+
+class ToolCallEvent(Event, frozen=True, kw_only=True, tag="tool_call"):
+    call_id: str
+    name: str
+    arguments: dict[str, Any]
+    status: CallStatus
+
+
+class ToolResultEvent(Event, frozen=True, kw_only=True, tag="tool_result"):
+    call_id: str
+    name: str
+    status: CallStatus
+    text: str
+    sources: tuple[Source, ...] = ()
+
+
+class UsageEvent(Event, frozen=True, kw_only=True, tag="usage"):
+    usage: Tokens
+    cost_usd: float
+
+
+class TextEvent(Event, frozen=True, kw_only=True, tag="text"):
+    """A piece of the reply being written, from `offset` characters on. Not kept; may be merged or dropped."""
+
+    offset: int
+    text: str
+
+
+class ThinkingEvent(Event, frozen=True, kw_only=True, tag="thinking"):
+    offset: int
+    text: str
+
+
+Delta = TextEvent | ThinkingEvent
+Kept = StateEvent | ProgressEvent | RouteEvent | MessageEvent | ToolCallEvent | ToolResultEvent | UsageEvent
+AnyEvent = Kept | Delta

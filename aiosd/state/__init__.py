@@ -1,0 +1,1 @@
+"""State: the SQLite ledger of sessions, turns, tasks, events and memories."""

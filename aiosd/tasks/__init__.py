@@ -1,0 +1,1 @@
+"""Tasks: an agent's work from its first row to its answer."""
