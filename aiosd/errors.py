@@ -19,8 +19,8 @@ AiosError                 code     exit   raised when
   NoDaemon                   -       69   nothing answers on the socket (aiosctl only)
   ConfigError                -       78   a config file that does not say what it may
 
-The reserved codes (-32768 to -32000 but for the server's own range) carry the specification's message
-on the wire and the sentence in `data.detail`. Exit statuses follow sysexits(3) where one fits.
+The codes the specification reserves carry its message on the wire, and no internals; of these, invalid params
+say which in `data.detail`. Exit statuses follow sysexits(3) where one fits.
 """
 
 from __future__ import annotations
@@ -46,13 +46,7 @@ class AiosError(Exception):
         data = dict(self.data)
         if self.hint is not None:
             data["hint"] = self.hint
-        if self.reserved is None:
-            message = str(self)
-        else:
-            message = self.reserved
-            if str(self) and str(self) != message:
-                data["detail"] = str(self)
-        return {"code": self.code, "message": message} | ({"data": data} if data else {})
+        return {"code": self.code, "message": self.reserved or str(self)} | ({"data": data} if data else {})
 
 
 class ParseError(AiosError):
@@ -74,6 +68,10 @@ class InvalidParams(AiosError):
     code = -32602
     exit_status = 2
     reserved = "Invalid params"
+
+    def to_wire(self) -> dict[str, Any]:
+        wire = super().to_wire()
+        return wire | {"data": {"detail": str(self)} | wire.get("data", {})}
 
 
 class InternalError(AiosError):

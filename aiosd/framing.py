@@ -152,7 +152,7 @@ def _one(line: bytes) -> Request | Response | AiosError:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         return ParseError(str(exc))
     if member.method is not msgspec.UNSET:
-        if bytes(member.params[:1]) not in (b"", b"{", b"["):
+        if bytes(memoryview(member.params)[:1]) not in (b"", b"{", b"["):
             return InvalidRequest("params must be an object or an array")
         return Request(member.method, member.params, member.id)
     if member.id is not msgspec.UNSET:
