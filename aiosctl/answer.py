@@ -1,0 +1,172 @@
+"""How a task's answer reaches the user: piece by piece on a terminal, as one text where a program reads."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+import msgspec
+
+from aiosctl import render
+from aiosctl.client import typed
+from aiosd.protocol import TASK_EVENT
+from aiosd.records import (
+    AnyEvent,
+    MessageEvent,
+    ProgressEvent,
+    TaskResult,
+    TextEvent,
+    ToolCallEvent,
+    ToolResultEvent,
+)
+
+ABSTAINED = 78
+"""Exit status: nothing that answers, and no model that could (EX_CONFIG)."""
+
+ASIDE_CHARS = 100
+"""Of a tool's arguments or a source, in the lines beside the answer."""
+
+
+class Reply:
+    """A model's reply as it is being printed: each call gives the text that is new.
+
+    Pieces may be missing, overlap, or start again; the whole message comes at the end.
+    """
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def piece(self, offset: int, text: str) -> str:
+        """Nothing where a piece before it is missing, or where it is of another try."""
+        known = self._shown[offset : offset + len(text)]
+        if offset > len(self._shown) or not text.startswith(known):
+            return ""
+        new = text[len(known) :]
+        self._shown += new
+        return new
+
+    def whole(self, text: str) -> str:
+        """What has not been shown; after a reply that was begun otherwise, all of it on a new line."""
+        shown, self._shown = self._shown, ""
+        if text.startswith(shown):
+            return text[len(shown) :]
+        return ("" if shown.endswith("\n") else "\n") + text
+
+
+class Watch:
+    """Shows a task's events as they come, then its result.
+
+    `live` prints the text on standard output while it is written; without, the result is printed at the end.
+    """
+
+    def __init__(self, *, live: bool, quiet: bool) -> None:
+        self.task_id: str | None = None
+        self._live = live
+        self._quiet = quiet
+        self._reply = Reply()
+        self._printed: str | None = None
+        """The last whole message on the terminal."""
+        self._line_open = False
+        self._calls: set[str] = set()
+        self._interrupted = False
+
+    def __call__(self, method: str, params: msgspec.Raw) -> None:
+        if method != TASK_EVENT:
+            return
+        try:
+            event = msgspec.json.decode(params, type=AnyEvent)
+        except msgspec.ValidationError:
+            return  # a kind that a newer daemon has; the result will say what matters
+        self.task_id = event.task_id
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._show(event)
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """For SIGINT. One before the first event waits for that, which names the task to cancel; a second does not."""
+        if self.task_id is None and not self._interrupted:
+            self._interrupted = True
+            render.notice("cancelling as soon as the task is known; Ctrl-C again leaves at once")
+            return
+        raise KeyboardInterrupt
+
+    def end_line(self) -> None:
+        """What follows starts on a line of its own."""
+        if self._line_open:
+            render.out("")
+            self._line_open = False
+
+    def _show(self, event: AnyEvent) -> None:
+        match event:
+            case TextEvent() if self._live:
+                self._write(self._reply.piece(event.offset, event.text))
+            case MessageEvent() if self._live and event.text:
+                self._write(self._reply.whole(event.text))
+                self.end_line()
+                self._printed = event.text
+            case ToolCallEvent() if event.call_id not in self._calls:
+                self._calls.add(event.call_id)
+                self._aside(f"{event.name} {msgspec.json.encode(event.arguments).decode()}")
+            case ToolResultEvent(status="failed"):
+                self._aside(f"{event.name} failed: {event.text}")
+            case ProgressEvent(stage="queued" | "loading" | "retrying") if render.on_terminal(sys.stderr):
+                eta = "" if event.eta_s is None else f" (about {event.eta_s:.0f} s)"
+                self._aside(f"{event.stage} {event.detail}".rstrip() + eta)
+            case _:
+                pass
+
+    def _write(self, text: str) -> None:
+        if text:
+            render.out(text, end="")
+            sys.stdout.flush()
+            self._line_open = not text.endswith("\n")
+
+    def _aside(self, text: str) -> None:
+        if not self._quiet:
+            self.end_line()
+            text = " ".join(text.split())
+            render.aside(text if len(text) <= ASIDE_CHARS else text[: ASIDE_CHARS - 1] + "…")
+
+    def finish(self, raw: bytes, method: str, *, json: bool) -> int:
+        """Prints what of the result is not there yet, and what is to be known about it; gives the exit status."""
+        result: TaskResult = typed(raw, TaskResult, method)
+        if json:
+            render.document(raw)
+        if result.abstained:
+            render.complaint(*_abstention(result))
+            return ABSTAINED
+        if json:
+            return 0
+        text = render.value(result.result)
+        if self._printed is None or self._printed != text:
+            render.out(text)
+        if not self._quiet:
+            self._notes(result)
+        return 0
+
+    def _notes(self, result: TaskResult) -> None:
+        if result.stop_reason not in ("end_turn", "cancelled"):
+            render.notice(f"the answer stops early: {result.stop_reason}")
+        if not result.generated:
+            render.notice(
+                "this is quoted, no model wrote it; for a model start Ollama (`ollama pull llama3.2`)"
+                " or name one in config.toml (`aiosctl status` shows where)"
+            )
+            return
+        for source in result.sources:
+            self._aside(f"{source.kind} {source.ref}: {source.text}")
+        if result.cost_usd:
+            self._aside(f"{result.backend}: ${result.cost_usd:.4f}")
+
+
+def _abstention(result: TaskResult) -> tuple[str, str]:
+    """The sentence, with why the backends that could have written an answer did not; and what to do."""
+    sentence = (
+        "no answer: nothing in the inputs, the session or its memories answers this, and no model was there"
+    )
+    if result.decision is None:
+        return sentence, "aiosctl model list"
+    if result.generated:
+        return f"no answer: {result.backend} ({result.model}) declined to give one", "aiosctl model list"
+    missing = [f"{each.backend}: {each.rejected}" for each in result.decision.candidates if each.rejected]
+    return sentence + (f" ({'; '.join(missing)})" if missing else ""), "aiosctl model list"

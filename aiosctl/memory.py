@@ -1,0 +1,235 @@
+"""aiosctl memory: what is known, looked up, added to and forgotten."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from aiosctl import inputs, render, resolve
+from aiosctl.client import Client
+from aiosctl.verb import Verb, answer, connect, noun
+from aiosd.errors import InvalidParams
+from aiosd.protocol import (
+    Forgotten,
+    Memories,
+    MemoryForget,
+    MemoryGet,
+    MemoryList,
+    MemoryRecall,
+    MemoryRemember,
+    Recalled,
+    Remembered,
+    SessionCreate,
+    SessionList,
+)
+
+app = noun("Memory: what is known about your work, across sessions.")
+
+TITLE = "aiosctl"
+"""Of the session made for memories where there is none."""
+
+OfSession = Annotated[
+    str | None,
+    typer.Option("--session", "-s", metavar="ID", help="Of this session; without it, of all of yours."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
+Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only of this kind, as in note or task.")]
+
+
+def login() -> str:
+    """Whose memories these are by default, as the daemon names the owner of a session."""
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def moment(text: str) -> datetime:
+    """ISO 8601; without a zone it is this machine's time. Raises ValueError."""
+    return datetime.fromisoformat(text).astimezone()
+
+
+@app.command("recall", cls=Verb)
+def memory_recall(
+    ctx: typer.Context,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
+    session_id: OfSession = None,
+    n: Annotated[int, typer.Option("-n", min=1, metavar="N", help="Most to give.")] = 5,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(parser=moment, metavar="TIME", help="As it was known then, as in 2026-05-01T12:00."),
+    ] = None,
+    kind: Kind = None,
+    source: Annotated[str | None, typer.Option(metavar="SOURCE", help="Only of this source.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find what fits a query best.
+
+    \b
+    aiosctl memory recall "which port does the staging server use"
+    """
+
+    def text(found: Recalled) -> None:
+        if quiet:
+            render.ids(each.memory_id for each in found.memories)
+            return
+        ids = render.short([each.memory_id for each in found.memories])
+        render.table(
+            ["score", "id", "created", "kind", "content"],
+            [
+                (f"{each.score:.2f}", id, each.created_at, each.kind, each.content)
+                for id, each in zip(ids, found.memories, strict=True)
+            ],
+        )
+
+    with connect(ctx) as client:
+        user_id, session_id = _whose(client, session_id)
+        params = MemoryRecall(
+            query=query, session_id=session_id, user_id=user_id, n=n, as_of=as_of, kind=kind, source=source
+        )
+        answer(ctx, client, params, text)
+
+
+@app.command("remember", cls=Verb)
+def memory_remember(
+    ctx: typer.Context,
+    content: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="What to keep. Without it: standard input.")
+    ] = None,
+    session_id: Annotated[
+        str | None,
+        typer.Option("--session", "-s", metavar="ID", help="In this session; without it in your last one."),
+    ] = None,
+    kind: Annotated[str, typer.Option(metavar="KIND", help="What it is, in a word.")] = "note",
+    speaker: Annotated[str | None, typer.Option(metavar="NAME", help="Who said it.")] = None,
+) -> None:
+    """Remember something, and print its id once it is on the disk.
+
+    \b
+    aiosctl memory remember "the staging server listens on 8081"
+    aiosctl memory remember < notes.txt
+    """
+    if content is None:
+        content = inputs.read_stdin("the text")
+    if not content.strip():
+        raise InvalidParams("there is nothing to remember: the text is empty")
+
+    def text(kept: Remembered) -> None:
+        render.out(f"remembered {kept.memory_id}" if render.for_people() else str(kept.memory_id))
+
+    with connect(ctx) as client:
+        session_id = (
+            _mine(client) if session_id is None else resolve.session(client, session_id, state="open")
+        )
+        params = MemoryRemember(session_id=session_id, content=content.strip(), kind=kind, speaker=speaker)
+        answer(ctx, client, params, text)
+
+
+@app.command("list", cls=Verb)
+def memory_list(
+    ctx: typer.Context,
+    session_id: OfSession = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most to list.")] = 100,
+    cursor: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Go on after a list cut short.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """List memories, the newest first.
+
+    \b
+    aiosctl memory list -s @last
+    """
+
+    def text(found: Memories) -> None:
+        if quiet:
+            render.ids(each.memory_id for each in found.memories)
+        else:
+            ids = render.short([each.memory_id for each in found.memories])
+            render.table(
+                ["id", "created", "kind", "source", "content"],
+                [
+                    (id, each.created_at, each.kind, each.source, each.content)
+                    for id, each in zip(ids, found.memories, strict=True)
+                ],
+            )
+        render.more("memory list", found.next_cursor)
+
+    with connect(ctx) as client:
+        user_id, session_id = _whose(client, session_id)
+        params = MemoryList(session_id=session_id, user_id=user_id, limit=limit, cursor=cursor)
+        answer(ctx, client, params, text)
+
+
+@app.command("show", cls=Verb)
+def memory_show(
+    ctx: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id or a beginning of it, or @last.")],
+) -> None:
+    """Show a memory with its source.
+
+    \b
+    aiosctl memory show @last
+    """
+    with connect(ctx) as client:
+        answer(ctx, client, MemoryGet(memory_id=resolve.memory(client, id, login())), render.record)
+
+
+@app.command("forget", cls=Verb)
+def memory_forget(
+    ctx: typer.Context,
+    id: Annotated[str | None, typer.Argument(metavar="ID", help="Id or a beginning of it, or @last.")] = None,
+    session_id: OfSession = None,
+    query: Annotated[str | None, typer.Option(metavar="TEXT", help="What fits this.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="SOURCE", help="What this source made.")] = None,
+    before: Annotated[
+        datetime | None, typer.Option(parser=moment, metavar="TIME", help="What is older, as in 2026-05-01.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")] = False,
+) -> None:
+    """Forget what fits every condition given.
+
+    \b
+    aiosctl memory forget 3f2a91c0
+    aiosctl memory forget --before 2026-01-01 --dry-run
+    """
+    if id is None and session_id is None and query is None and source is None and before is None:
+        raise InvalidParams("say what to forget", hint="aiosctl memory forget --help")
+
+    def text(done: Forgotten) -> None:
+        noun = "memory" if done.forgotten == 1 else "memories"
+        render.out(f"{'would forget' if dry_run else 'forgot'} {done.forgotten} {noun}")
+
+    with connect(ctx) as client:
+        user_id, session_id = _whose(client, session_id)
+        memory_id = None if id is None else resolve.memory(client, id, login())
+        params = MemoryForget(
+            memory_id=memory_id,
+            query=query,
+            session_id=session_id,
+            user_id=user_id,
+            source=source,
+            before=before,
+            dry_run=dry_run,
+        )
+        answer(ctx, client, params, text)
+
+
+def _whose(client: Client, session_id: str | None) -> tuple[str | None, str | None]:
+    """The user or the session: one of them."""
+    if session_id is None:
+        return login(), None
+    return None, resolve.session(client, session_id)
+
+
+def _mine(client: Client) -> str:
+    """The open session this user used last, or a new one."""
+    cursor = None
+    while True:
+        page = client.call(SessionList(state="open", cursor=cursor))
+        for each in page.sessions:
+            if each.user_id == login():
+                return each.session_id
+        if (cursor := page.next_cursor) is None:
+            return client.call(SessionCreate(title=TITLE)).session_id

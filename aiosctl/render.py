@@ -1,0 +1,157 @@
+"""How answers look: tables by rich on a terminal, tab-separated lines where another program reads."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, TextIO
+
+import msgspec
+
+Cell = str | int | float | bool | datetime | None
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal may obey; a tab and a line end are what they are."""
+
+
+def on_terminal(stream: TextIO) -> bool:
+    return stream.isatty()
+
+
+def for_people() -> bool:
+    """Somebody looks at standard output; otherwise another program reads it."""
+    return on_terminal(sys.stdout)
+
+
+def safe(text: str, stream: TextIO | None = None) -> str:
+    """The text as it may go to this stream, by default standard output.
+
+    What a model, a tool or a file said must not command a terminal.
+    """
+    if not on_terminal(stream or sys.stdout):
+        return text
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
+
+
+def out(text: str, *, end: str = "\n") -> None:
+    sys.stdout.write(safe(text) + end)
+
+
+def document(raw: bytes) -> None:
+    """The --json answer: the bytes of the wire and a line end."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(raw + b"\n")
+
+
+def value(result: Any) -> str:
+    """A task's result: text as it is, an object as JSON, in one line where a program reads."""
+    if isinstance(result, str):
+        return result
+    raw = msgspec.json.encode(result)
+    return (msgspec.json.format(raw, indent=2) if for_people() else raw).decode()
+
+
+def notice(text: str) -> None:
+    """A line beside the answer."""
+    _err(f"aiosctl: {text}")
+
+
+def aside(text: str) -> None:
+    """A line about what goes on; dim where a terminal can."""
+    plain = not on_terminal(sys.stderr) or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    line = safe(text, sys.stderr)
+    _err(line if plain else f"\x1b[2m{line}\x1b[0m", ready=True)
+
+
+def complaint(message: str, hint: str | None) -> None:
+    """The one form of an error."""
+    _err(f"aiosctl: {message}" + (f"\n  try: {hint}" if hint else ""))
+
+
+def _err(text: str, *, ready: bool = False) -> None:
+    sys.stdout.flush()  # so that both streams on one terminal keep their order
+    sys.stderr.write((text if ready else safe(text, sys.stderr)) + "\n")
+    sys.stderr.flush()
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Rows under headings; for a program without headings. The last column takes what room is left."""
+    if not for_people():
+        for row in rows:
+            out("\t".join(_line(cell) for cell in row))
+        return
+    from rich.console import Console  # late: 80 ms, and only people need it
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        drawn.add_column(column, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        drawn.add_row(*(Text(safe(_line(cell))) for cell in row))
+    Console().print(drawn)
+
+
+def fields(pairs: Iterable[tuple[str, Cell]]) -> None:
+    """One thing, a line a property."""
+    pairs = list(pairs)
+    width = max(len(name) for name, _ in pairs)
+    for name, cell in pairs:
+        out(f"{name:{width}}  {_line(cell)}" if for_people() else f"{name}\t{_line(cell)}")
+
+
+def record(noun: msgspec.Struct) -> None:
+    """Every property of a record, by its name on the wire."""
+    fields((name, _cell(getattr(noun, name))) for name in noun.__struct_fields__)
+
+
+def ids(listed: Iterable[str]) -> None:
+    """-q: one id a line."""
+    for each in listed:
+        out(each)
+
+
+def more(verb: str, cursor: str | None) -> None:
+    """Says that a list was cut short, and how to go on."""
+    if cursor is not None:
+        notice(f"there are more; go on with: aiosctl {verb} --cursor {cursor}")
+
+
+def short(ids: Sequence[str]) -> list[str]:
+    """For people beginnings of the ids, 8 characters or more, that still tell them apart; for programs the ids."""
+    if not for_people():
+        return list(ids)
+    length = 8
+    while length < 36 and len({each[:length] for each in ids}) < len(set(ids)):
+        length += 1
+    return [each[:length] for each in ids]
+
+
+def _cell(value: Any) -> Cell:
+    match value:
+        case str() | int() | float() | datetime() | None:
+            return value
+        case tuple() if all(isinstance(each, str) for each in value):
+            return " ".join(value) or None
+        case _:
+            return msgspec.json.encode(value).decode()
+
+
+def _line(cell: Cell) -> str:
+    """In one line: a tab or a line end inside a cell would be read as the next one."""
+    match cell:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if cell else "no"
+        case datetime():
+            if for_people():
+                return cell.astimezone().strftime("%Y-%m-%d %H:%M")
+            return cell.isoformat().replace("+00:00", "Z")
+        case float():
+            return f"{cell:.6g}"
+        case _:
+            return " ".join(str(cell).split())

@@ -1,0 +1,201 @@
+"""aiosctl run: a task, from its words to its answer."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from aiosctl import inputs, render, resolve, session
+from aiosctl.answer import Watch
+from aiosctl.client import Client, typed
+from aiosctl.verb import connect, globals_of
+from aiosd.errors import AiosError, Cancelled, InvalidParams, NoDaemon, NotFound
+from aiosd.protocol import SessionCreate, SessionRun, TaskCancel
+from aiosd.records import Task, Tier
+
+CANCEL_S = 5.0
+"""Seconds that Ctrl-C waits for the daemon to take its word."""
+
+GRACE_S = 10.0
+"""Seconds over a task's deadline in which the daemon can still answer that it passed."""
+
+TITLE_CHARS = 48
+
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+
+def seconds(text: str) -> float:
+    """`5`, `5s`, `500ms`, `2m` or `1h`, in seconds. Raises ValueError."""
+    found = _SECONDS.fullmatch(text)
+    if not found or not (value := float(found[1]) * _UNITS[found[2]]):
+        raise ValueError(f"{text!r} is no time: seconds, or 500ms, 5s, 2m, 1h")
+    return value
+
+
+Deadline = Annotated[
+    float | None, typer.Option("--deadline", parser=seconds, metavar="TIME", help="Most time: 30, 5s, 2m.")
+]
+
+
+def run(
+    ctx: typer.Context,
+    task: Annotated[
+        str | None, typer.Argument(metavar="TASK", help="What to do. Without it: standard input.")
+    ] = None,
+    session_id: Annotated[
+        str | None,
+        typer.Option("--session", "-s", metavar="ID", help="In this session; without it in a new one."),
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Give a file with it; - is standard input. Many."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions of a new session.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Agent of a new session, from the config.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="A new session may change this folder.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Nothing of a new session leaves this machine.")
+    ] = False,
+    tier: Annotated[Tier | None, typer.Option(help="How able a model is asked.")] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", "-m", metavar="NAME", help="This backend and no other.")
+    ] = None,
+    deadline: Deadline = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, metavar="USD", help="Most it may cost.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most replies of the model.")
+    ] = None,
+    schema: Annotated[
+        str | None, typer.Option(metavar="FILE", help="JSON Schema that the answer is to fit.")
+    ] = None,
+    tools: Annotated[
+        str | None, typer.Option(metavar="A,B", help='Only these of the session\'s tools; "" is none.')
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the task's id and do not wait.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer and errors alone.")] = False,
+) -> None:
+    """Run a task and print its answer.
+
+    \b
+    aiosctl run "what does this project do?" -f README.md
+    git diff | aiosctl run "review this"
+    aiosctl run -s @last "and the tests?"
+    while read f; do aiosctl run -f "$f" -- "summarize"; done < files
+
+    Exits with 78 when nothing answers it, 124 when its time is up, 130 when it was cancelled.
+    """
+    fixed = {"--system": system, "--agent": agent, "--write": write, "--private": private}
+    if session_id and (named := [name for name, value in fixed.items() if value]):
+        raise InvalidParams(
+            f"{', '.join(named)} is for a new session: what this one may do was fixed when it was made"
+        )
+    words, given = inputs.task_and_inputs(task, file or [])
+    shape = _schema(schema) if schema else None
+    json = globals_of(ctx).json
+    with connect(ctx) as client:
+        if session_id:
+            session_id = resolve.session(client, session_id, state="open")
+        else:
+            new = SessionCreate(
+                title=title(words),
+                agent=agent,
+                system=system,
+                privacy="local" if private else "any",
+                workspace=session.here(),
+                write=write,
+            )
+            session_id = client.call(new).session_id
+        params = SessionRun(
+            session_id=session_id,
+            task=words,
+            inputs=given,
+            tier=tier,
+            backend=backend,
+            timeout_s=deadline,
+            max_steps=max_steps,
+            max_usd=max_usd,
+            schema=shape,
+            tools=None if tools is None else session.names(tools),
+            stream=not detach,
+            detach=detach,
+        )
+        if detach:
+            raw = client.ask(params)
+            if json:
+                render.document(raw)
+            else:
+                _detached(typed(raw, Task, params.method))
+            return
+        watch = Watch(live=render.for_people() and not json, quiet=quiet or json)
+        raw = _watched(client, params, watch)
+    if status := watch.finish(raw, params.method, json=json):
+        raise typer.Exit(status)
+
+
+def title(words: str) -> str:
+    """The first words of a task, as a name for its session."""
+    line = " ".join(words[: 4 * TITLE_CHARS].split())
+    if len(line) <= TITLE_CHARS:
+        return line
+    cut = line[:TITLE_CHARS]
+    return cut.rpartition(" ")[0] or cut
+
+
+def _schema(name: str) -> dict[str, Any]:
+    try:
+        with open(name.encode(), "rb") as file:
+            found = msgspec.json.decode(file.read())
+    except OSError as exc:
+        raise NotFound(f"{name}: {exc.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise InvalidParams(f"{name} is not JSON: {exc}") from None
+    if not isinstance(found, dict):
+        raise InvalidParams(f"{name} is JSON but no JSON Schema: that is an object")
+    return found
+
+
+def _detached(task: Task) -> None:
+    if render.for_people():
+        render.out(f"task {task.number} {task.state}; its answer: aiosctl task wait {task.number}")
+    else:
+        render.out(task.task_id)
+
+
+def _watched(client: Client, params: SessionRun, watch: Watch) -> bytes:
+    """The result, once it is there. Ctrl-C cancels the task: it would go on without us."""
+    limit = None if params.timeout_s is None else params.timeout_s + GRACE_S
+    before = signal.signal(signal.SIGINT, watch.interrupt)
+    try:
+        return client.ask(params, timeout_s=limit, on_notification=watch)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # one more leaves at once
+        watch.end_line()
+        raise _cancel(client, watch.task_id) from None
+    except NoDaemon as exc:
+        if watch.task_id is None:
+            raise
+        hint = f"aiosctl task show {watch.task_id}"
+        raise NoDaemon(f"{exc}; if it still runs, so does the task", hint=hint) from exc
+    finally:
+        signal.signal(signal.SIGINT, before)
+        watch.end_line()
+
+
+def _cancel(client: Client, task_id: str | None) -> Cancelled:
+    if task_id is None:
+        return Cancelled("left before aiosd had named the task: it may go on", hint="aiosctl task list")
+    try:
+        # Another connection: this one may be full of requests that are answered in their order.
+        with Client(client.path, trace=client.trace) as second:
+            second.call(TaskCancel(task_id=task_id), timeout_s=CANCEL_S)
+    except (AiosError, OSError) as exc:
+        hint = f"aiosctl task cancel {task_id}"
+        return Cancelled(f"left, but the task could not be cancelled: {exc}", hint=hint)
+    return Cancelled("the task was cancelled")

@@ -1,0 +1,50 @@
+"""aiosctl ping and status: the daemon itself."""
+
+from __future__ import annotations
+
+import typer
+
+from aiosctl import render
+from aiosctl.verb import answer, connect
+from aiosd.protocol import Info, Pong, SystemInfo, SystemPing
+
+PING_S = 5.0
+
+
+def ping(ctx: typer.Context) -> None:
+    """Ask the daemon whether it is there.
+
+    \b
+    aiosctl ping --no-start || echo "no daemon"
+    """
+
+    def text(pong: Pong) -> None:
+        render.out(f"aiosd {pong.version} (pid {pong.pid})")
+
+    with connect(ctx) as client:
+        answer(ctx, client, SystemPing(), text, timeout_s=PING_S)
+
+
+def status(ctx: typer.Context) -> None:
+    """Show what runs, where it keeps things, and how much there is.
+
+    \b
+    aiosctl status
+    aiosctl status --json | jq .paths.config
+    """
+
+    def text(info: Info) -> None:
+        render.fields(
+            [
+                ("version", info.version),
+                ("uptime", f"{info.uptime_s:.0f} s"),
+                ("backends", " ".join(info.backends)),
+                ("embedder", info.embedder),
+                ("sandbox", info.sandbox),
+                *((name, count) for name, count in info.counts.items()),
+                *((name, path) for name, path in info.paths.items()),
+            ]
+        )
+
+    with connect(ctx) as client:
+        answer(ctx, client, SystemInfo(), text)

@@ -1,0 +1,105 @@
+"""aiosctl task: what was run, what runs, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aiosctl import render, resolve
+from aiosctl.answer import Watch
+from aiosctl.run import GRACE_S, Deadline
+from aiosctl.verb import Verb, answer, connect, globals_of, noun
+from aiosd.protocol import TaskCancel, TaskGet, TaskList, Tasks, TaskWait
+from aiosd.records import Task, TaskState
+
+app = noun("Tasks: what was run, what runs, and what came of it.")
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Number, id or a beginning of it, or @last.")]
+
+
+@app.command("list", cls=Verb)
+def task_list(
+    ctx: typer.Context,
+    session_id: Annotated[
+        str | None, typer.Option("--session", "-s", metavar="ID", help="Only of this session.")
+    ] = None,
+    state: Annotated[TaskState | None, typer.Option(help="Only these.")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most to list.")] = 100,
+    cursor: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Go on after a list cut short.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")] = False,
+) -> None:
+    """List tasks, the newest first.
+
+    \b
+    aiosctl task list -s @last
+    aiosctl task list --state working -q | xargs -n1 aiosctl task cancel
+    """
+
+    def text(found: Tasks) -> None:
+        if quiet:
+            render.ids(each.task_id for each in found.tasks)
+        else:
+            ids = render.short([each.task_id for each in found.tasks])
+            render.table(
+                ["number", "id", "state", "created", "steps", "usd", "task"],
+                [
+                    (each.number, id, each.state, each.created_at, each.steps, each.cost_usd, each.task)
+                    for id, each in zip(ids, found.tasks, strict=True)
+                ],
+            )
+        render.more("task list", found.next_cursor)
+
+    with connect(ctx) as client:
+        if session_id is not None:
+            session_id = resolve.session(client, session_id)
+        answer(ctx, client, TaskList(session_id=session_id, state=state, limit=limit, cursor=cursor), text)
+
+
+@app.command("show", cls=Verb)
+def task_show(ctx: typer.Context, id: Id) -> None:
+    """Show a task, with its result or its error.
+
+    \b
+    aiosctl task show 12
+    """
+    with connect(ctx) as client:
+        answer(ctx, client, TaskGet(task_id=resolve.task(client, id)), render.record)
+
+
+@app.command("wait", cls=Verb)
+def task_wait(
+    ctx: typer.Context,
+    id: Id,
+    deadline: Deadline = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer and errors alone.")] = False,
+) -> None:
+    """Wait for a task's end and print its answer, as run does. Ctrl-C leaves the task alone.
+
+    \b
+    aiosctl task wait @last
+    id=$(aiosctl run --detach "..."); aiosctl task wait "$id" --deadline 5m
+    """
+    with connect(ctx) as client:
+        params = TaskWait(task_id=resolve.task(client, id), timeout_s=deadline)
+        raw = client.ask(params, timeout_s=None if deadline is None else deadline + GRACE_S)
+    json = globals_of(ctx).json
+    if status := Watch(live=False, quiet=quiet or json).finish(raw, params.method, json=json):
+        raise typer.Exit(status)
+
+
+@app.command("cancel", cls=Verb)
+def task_cancel(ctx: typer.Context, id: Id) -> None:
+    """Cancel a task.
+
+    \b
+    aiosctl task cancel 12
+    """
+
+    def text(task: Task) -> None:
+        render.out(f"task {task.number} {task.state}")
+
+    with connect(ctx) as client:
+        answer(ctx, client, TaskCancel(task_id=resolve.task(client, id)), text)
