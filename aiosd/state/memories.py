@@ -1,0 +1,183 @@
+"""The rows of memories: the truth that the index is made from, and can be made from again. Functions of a
+Connection, for Database.read and Database.write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from aiosd.errors import NotFound
+from aiosd.records import Memory
+from aiosd.state.columns import Integer, cut, known, micros, moment, place, within
+from aiosd.state.database import Connection
+
+_COLUMNS = (
+    "memory_id, user_id, session_id, speaker, kind, content, source, trust, privacy, created_at, metadata"
+)
+_AMONG = "(SELECT DISTINCT value FROM json_each(?)) CROSS JOIN memories ON memory_id = value"
+"""The memories that a list names: a CROSS JOIN is made from left to right, so the list is what is searched with."""
+_metadata = msgspec.json.Decoder(dict[str, Any])
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Whose memories may be seen: one user's, all of them or those of one session."""
+
+    user_id: str
+    session_id: str | None
+
+
+def _inside(scope: Scope) -> tuple[str, tuple[str, ...]]:
+    """The condition that keeps users apart, and its values. Every query that takes a Scope has it from here."""
+    if scope.session_id is None:
+        return "user_id = ?", (scope.user_id,)
+    return "user_id = ? AND session_id = ?", (scope.user_id, scope.session_id)
+
+
+def add(c: Connection, memories: Sequence[Memory]) -> None:
+    """In this order, each with the next `seq`."""
+    c.executemany(
+        f"INSERT INTO memories ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                memory.memory_id,
+                memory.user_id,
+                memory.session_id,
+                memory.speaker,
+                memory.kind,
+                memory.content,
+                memory.source,
+                memory.trust,
+                memory.privacy,
+                micros(memory.created_at),
+                msgspec.json.encode(memory.metadata).decode(),
+            )
+            for memory in memories
+        ],
+    )
+
+
+def get(c: Connection, memory_id: str) -> Memory:
+    """Whoever's it is. Raises NotFound."""
+    row = c.execute(
+        f"SELECT {_COLUMNS} FROM memories WHERE memory_id = ?", (known("memory", memory_id),)
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"no memory {memory_id}")
+    return _memory(row)
+
+
+def fetch(c: Connection, ids: Sequence[str], scope: Scope) -> dict[str, Memory]:
+    """Those of the ids that the scope may see, by id: an index may be behind, or wrong."""
+    inside, values = _inside(scope)
+    rows = c.execute(
+        f"SELECT {_COLUMNS} FROM {_AMONG} WHERE {inside}",
+        (_json(ids), *values),
+    ).fetchall()
+    return {row[0]: _memory(row) for row in rows}
+
+
+def page(
+    c: Connection, scope: Scope, *, limit: int, cursor: str | None
+) -> tuple[tuple[Memory, ...], str | None]:
+    """The newest first, by `created_at`; of one time, the last added first."""
+    where, inside = _inside(scope)
+    values: tuple[object, ...] = inside
+    if cursor is not None:
+        where += " AND (created_at, seq) < (?, ?)"
+        values += place(cursor, tuple[Integer, Integer])
+    limit = within(limit)
+    rows, following = cut(
+        c.execute(
+            f"SELECT {_COLUMNS}, seq FROM memories WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT ?",
+            (*values, limit + 1),
+        ).fetchall(),
+        limit,
+        lambda row: (row[9], row[11]),
+    )
+    return tuple(map(_memory, rows)), following
+
+
+def rows(c: Connection, after: int, limit: int) -> list[tuple[int, Memory]]:
+    """Everybody's, in order of `seq`, which only grows: what an index has not seen yet."""
+    return [
+        (row[11], _memory(row))
+        for row in c.execute(
+            f"SELECT {_COLUMNS}, seq FROM memories WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+        )
+    ]
+
+
+def position(c: Connection) -> tuple[int, int]:
+    """How many there are, and the `seq` of the last that is there; 0 without any."""
+    count, last = c.execute("SELECT count(*), coalesce(max(seq), 0) FROM memories").fetchone()
+    return count, last
+
+
+def count_upto(c: Connection, seq: int) -> int:
+    count: int = c.execute("SELECT count(*) FROM memories WHERE seq <= ?", (seq,)).fetchone()[0]
+    return count
+
+
+def select(
+    c: Connection,
+    scope: Scope | None,
+    *,
+    memory_id: str | None = None,
+    ids: Sequence[str] | None = None,
+    source: str | None = None,
+    before: datetime | None = None,
+) -> tuple[str, ...]:
+    """Ids that fit every condition given, in the order they were added; `before` is older than, not as old as.
+
+    Without a scope they are anybody's, which is the owner's to ask.
+    """
+    table, where, values = "memories", ["1"], list[Any]()
+    if ids is not None:
+        table = _AMONG
+        values.append(_json(ids))
+    if scope is not None:
+        inside, of = _inside(scope)
+        where.append(inside)
+        values += of
+    if memory_id is not None:
+        where.append("memory_id = ?")
+        values.append(memory_id)
+    if source is not None:
+        where.append("source = ?")
+        values.append(source)
+    if before is not None:
+        where.append("created_at < ?")
+        values.append(micros(before))
+    found = c.execute(f"SELECT memory_id FROM {table} WHERE {' AND '.join(where)} ORDER BY seq", values)
+    return tuple(row[0] for row in found)
+
+
+def delete(c: Connection, ids: Sequence[str]) -> int:
+    """How many there were of these."""
+    return c.execute(
+        "DELETE FROM memories WHERE memory_id IN (SELECT value FROM json_each(?))", (_json(ids),)
+    ).rowcount
+
+
+def _json(ids: Sequence[str]) -> str:
+    """Many values in one parameter, so that there is no number too many and the statement stays prepared."""
+    return msgspec.json.encode(ids).decode()
+
+
+def _memory(row: tuple[Any, ...]) -> Memory:
+    return Memory(
+        memory_id=row[0],
+        user_id=row[1],
+        session_id=row[2],
+        speaker=row[3],
+        kind=row[4],
+        content=row[5],
+        source=row[6],
+        trust=row[7],
+        privacy=row[8],
+        created_at=moment(row[9]),
+        metadata=_metadata.decode(row[10]),
+    )

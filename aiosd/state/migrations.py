@@ -1,0 +1,103 @@
+"""The ledger's schema, as the numbered scripts that made it: number N brings a file from schema N-1 to N.
+
+A script that was released is never edited, since files made by it exist: a change is a new one at the end,
+and an old file in tests/data that proves it. Times are microseconds since 1970 (UTC), JSON is text.
+"""
+
+from __future__ import annotations
+
+_SESSIONS_TASKS_MEMORIES = """
+CREATE TABLE sessions (
+    session_id  TEXT PRIMARY KEY NOT NULL CHECK (length(session_id) = 36),
+    user_id     TEXT NOT NULL,
+    title       TEXT NOT NULL,
+    agent       TEXT,
+    permissions TEXT NOT NULL,
+    privacy     TEXT NOT NULL,
+    priority    TEXT NOT NULL,
+    max_usd     REAL,
+    workspace   TEXT,
+    write       INTEGER NOT NULL,
+    state       TEXT NOT NULL,
+    created_at  INTEGER NOT NULL,
+    used_at     INTEGER NOT NULL,
+    system      TEXT
+);
+CREATE INDEX sessions_used ON sessions (used_at, session_id);
+CREATE INDEX sessions_state_used ON sessions (state, used_at, session_id);
+
+CREATE TABLE turns (
+    turn_id    INTEGER PRIMARY KEY,
+    session_id TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
+    role       TEXT NOT NULL,
+    content    TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    task_id    TEXT,
+    privacy    TEXT NOT NULL
+);
+CREATE INDEX turns_session ON turns (session_id, turn_id);
+
+-- AUTOINCREMENT: the number of a deleted task is never given again.
+CREATE TABLE tasks (
+    number          INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_id         TEXT NOT NULL UNIQUE CHECK (length(task_id) = 36),
+    session_id      TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
+    parent_id       TEXT,
+    task            TEXT NOT NULL,
+    state           TEXT NOT NULL,
+    priority        TEXT NOT NULL,
+    created_at      INTEGER NOT NULL,
+    started_at      INTEGER,
+    ended_at        INTEGER,
+    steps           INTEGER NOT NULL DEFAULT 0,
+    cost_usd        REAL NOT NULL DEFAULT 0,
+    result          TEXT,
+    error           TEXT,
+    params          TEXT NOT NULL,
+    idempotency_key TEXT
+);
+CREATE INDEX tasks_session ON tasks (session_id, number);
+CREATE INDEX tasks_state ON tasks (state, number);
+CREATE UNIQUE INDEX tasks_idempotency ON tasks (session_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
+
+CREATE TABLE events (
+    task_id TEXT NOT NULL REFERENCES tasks (task_id) ON DELETE CASCADE,
+    seq     INTEGER NOT NULL,
+    kind    TEXT NOT NULL,
+    body    TEXT NOT NULL,
+    PRIMARY KEY (task_id, seq)
+) WITHOUT ROWID;
+
+-- No reference to sessions or tasks: deleting what spent the money does not give it back to the day.
+CREATE TABLE spending (
+    spending_id INTEGER PRIMARY KEY,
+    at          INTEGER NOT NULL,
+    cost_usd    REAL NOT NULL,
+    session_id  TEXT NOT NULL,
+    task_id     TEXT NOT NULL
+);
+CREATE INDEX spending_at ON spending (at);
+CREATE INDEX spending_session ON spending (session_id);
+CREATE INDEX spending_task ON spending (task_id);
+
+-- No reference to sessions: a session's memories outlive it until they are forgotten.
+CREATE TABLE memories (
+    seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+    memory_id  TEXT NOT NULL UNIQUE CHECK (length(memory_id) = 36),
+    user_id    TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    speaker    TEXT,
+    kind       TEXT NOT NULL,
+    content    TEXT NOT NULL,
+    source     TEXT NOT NULL,
+    trust      REAL NOT NULL,
+    privacy    TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    metadata   TEXT NOT NULL
+);
+CREATE INDEX memories_user ON memories (user_id, created_at, seq);
+CREATE INDEX memories_session ON memories (user_id, session_id, created_at, seq);
+CREATE INDEX memories_source ON memories (source);
+"""
+
+SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES,)

@@ -1,0 +1,173 @@
+"""The rows of sessions and of their turns. Functions of a Connection, for Database.read and Database.write."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from aiosd.errors import NotFound
+from aiosd.records import Session, SessionState, Turn
+from aiosd.state.columns import MAX_PAGE, Integer, cut, known, micros, moment, place, within
+from aiosd.state.database import Connection
+
+_COLUMNS = (
+    "session_id, user_id, title, agent, permissions, privacy, priority, max_usd, workspace, write, state,"
+    " created_at, used_at"
+)
+_permissions = msgspec.json.Decoder(tuple[str, ...])
+
+
+def insert(c: Connection, session: Session, *, system: str | None) -> None:
+    """`system` is what its models are told first; it is kept beside the record, which crosses the wire."""
+    c.execute(
+        f"INSERT INTO sessions ({_COLUMNS}, system) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            session.session_id,
+            session.user_id,
+            session.title,
+            session.agent,
+            msgspec.json.encode(session.permissions).decode(),
+            session.privacy,
+            session.priority,
+            session.max_usd,
+            session.workspace,
+            session.write,
+            session.state,
+            micros(session.created_at),
+            micros(session.used_at),
+            system,
+        ),
+    )
+
+
+def get(c: Connection, session_id: str) -> Session:
+    """Raises NotFound."""
+    row = c.execute(
+        f"SELECT {_COLUMNS} FROM sessions WHERE session_id = ?", (known("session", session_id),)
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"no session {session_id}")
+    return _session(row)
+
+
+def system(c: Connection, session_id: str) -> str | None:
+    """What the session's models are told first. Raises NotFound."""
+    row = c.execute(
+        "SELECT system FROM sessions WHERE session_id = ?", (known("session", session_id),)
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"no session {session_id}")
+    text: str | None = row[0]
+    return text
+
+
+def page(
+    c: Connection, *, state: SessionState | None, limit: int, cursor: str | None
+) -> tuple[tuple[Session, ...], str | None]:
+    """The last used first. A session that is used between two pages moves ahead of both."""
+    where, values = ["1"], list[Any]()
+    if state is not None:
+        where.append("state = ?")
+        values.append(state)
+    if cursor is not None:
+        where.append("(used_at, session_id) < (?, ?)")
+        values += place(cursor, tuple[Integer, str])
+    limit = within(limit)
+    rows, following = cut(
+        c.execute(
+            f"SELECT {_COLUMNS} FROM sessions WHERE {' AND '.join(where)}"
+            " ORDER BY used_at DESC, session_id DESC LIMIT ?",
+            (*values, limit + 1),
+        ).fetchall(),
+        limit,
+        lambda row: (row[12], row[0]),
+    )
+    return tuple(map(_session, rows)), following
+
+
+def close(c: Connection, session_id: str) -> None:
+    """Raises NotFound; a closed one stays closed."""
+    _changed(
+        c.execute(
+            "UPDATE sessions SET state = 'closed' WHERE session_id = ?", (known("session", session_id),)
+        ).rowcount,
+        session_id,
+    )
+
+
+def delete(c: Connection, session_id: str) -> None:
+    """With its turns, tasks and events; its memories stay, and so does what it spent. Raises NotFound."""
+    _changed(
+        c.execute("DELETE FROM sessions WHERE session_id = ?", (known("session", session_id),)).rowcount,
+        session_id,
+    )
+
+
+def touch(c: Connection, session_id: str, used_at: datetime) -> None:
+    """Notes a use; an earlier one than the last changes nothing. Raises NotFound."""
+    _changed(
+        c.execute(
+            "UPDATE sessions SET used_at = max(used_at, ?) WHERE session_id = ?",
+            (micros(used_at), known("session", session_id)),
+        ).rowcount,
+        session_id,
+    )
+
+
+def add_turn(c: Connection, session_id: str, turn: Turn) -> None:
+    """Raises NotFound."""
+    _changed(
+        c.execute(
+            "INSERT INTO turns (session_id, role, content, created_at, task_id, privacy)"
+            " SELECT session_id, ?, ?, ?, ?, ? FROM sessions WHERE session_id = ?",
+            (
+                turn.role,
+                turn.content,
+                micros(turn.created_at),
+                turn.task_id,
+                turn.privacy,
+                known("session", session_id),
+            ),
+        ).rowcount,
+        session_id,
+    )
+
+
+def turns(c: Connection, session_id: str, last_n: int) -> tuple[Turn, ...]:
+    """The last ones in the order they were added, the oldest first; at most 1000. Raises NotFound."""
+    rows = c.execute(
+        "SELECT role, content, created_at, task_id, privacy FROM turns WHERE session_id = ?"
+        " ORDER BY turn_id DESC LIMIT ?",
+        (known("session", session_id), min(max(last_n, 0), MAX_PAGE)),
+    ).fetchall()
+    if not rows:
+        get(c, session_id)
+    return tuple(
+        Turn(role=role, content=content, created_at=moment(created_at), task_id=task_id, privacy=privacy)
+        for role, content, created_at, task_id, privacy in reversed(rows)
+    )
+
+
+def _changed(rowcount: int, session_id: str) -> None:
+    if not rowcount:
+        raise NotFound(f"no session {session_id}")
+
+
+def _session(row: tuple[Any, ...]) -> Session:
+    return Session(
+        session_id=row[0],
+        user_id=row[1],
+        title=row[2],
+        agent=row[3],
+        permissions=_permissions.decode(row[4]),
+        privacy=row[5],
+        priority=row[6],
+        max_usd=row[7],
+        workspace=row[8],
+        write=bool(row[9]),
+        state=row[10],
+        created_at=moment(row[11]),
+        used_at=moment(row[12]),
+    )
