@@ -1,0 +1,406 @@
+"""Models behind an Ollama server: /api/chat, streamed. The one home of the `ollama` package.
+
+Wire: https://docs.ollama.com/api. The package's typed methods drop what we need (call ids, `remote_host`,
+nested parts of a tool's schema), so requests go through its `_request` as plain JSON and are checked here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from aiosd import config
+from aiosd.errors import ConfigError
+from aiosd.models.backend import (
+    BackendFailed,
+    Delta,
+    Done,
+    Message,
+    ModelRequest,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+)
+from aiosd.models.endpoint import (
+    CONNECT_S,
+    PROBE_S,
+    READ_S,
+    REFUSED_S,
+    Endpoint,
+    call_id,
+    retry_after_s,
+    said,
+)
+from aiosd.models.router import must_stay
+from aiosd.records import Tokens, ToolUse
+
+if TYPE_CHECKING:
+    import httpx
+    import ollama
+
+T = TypeVar("T")
+
+PORT = 11434
+USUAL = f"http://127.0.0.1:{PORT}"
+
+
+class _Function(msgspec.Struct):
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class _Call(msgspec.Struct):
+    function: _Function
+
+
+class _Said(msgspec.Struct):
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Chunk(msgspec.Struct):
+    """A line of /api/chat. Counts that are zero are left out."""
+
+    message: _Said = msgspec.field(default_factory=_Said)
+    done: bool = False
+    done_reason: str | None = None
+    prompt_eval_count: int = 0
+    eval_count: int = 0
+    remote_host: str | None = None
+
+
+class _Show(msgspec.Struct):
+    capabilities: frozenset[str] = frozenset({"completion", "tools"})
+    """Servers of before 2025 do not say; what they cannot do they refuse with a sentence."""
+    remote_host: str | None = None
+
+
+class _Details(msgspec.Struct):
+    parameter_size: str | None = None
+
+
+class _Tag(msgspec.Struct):
+    name: str
+    digest: str = ""
+    capabilities: frozenset[str] | None = None
+    details: _Details | None = None
+    size: int = 0
+    remote_host: str | None = None
+
+
+class _Tags(msgspec.Struct):
+    models: list[_Tag] | None = None
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A chat model that a server holds itself."""
+
+    name: str
+    parameters: float
+    """Billions; 0 where the server does not say."""
+    size_bytes: int
+    capabilities: frozenset[str]
+
+
+class _Refused(Exception):
+    """A status of 300 or more."""
+
+    def __init__(self, status: int, text: str, retry_after: str | None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Server:
+    """One Ollama, shared by the models it holds. Its client is made at first use."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.url = endpoint.url
+        self._made: ollama.AsyncClient | None = None
+        self._making = anyio.Lock()
+        self._shown: dict[str, _Show] = {}
+        self._key: str | None = None
+
+    async def chat(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The lines of /api/chat as they come. Closing it closes the connection, which frees the model."""
+        client = await self._client()
+        with self._failing(str(body["model"])):
+            # `dict` instead of its ChatResponse: see the top.
+            lines: Any = await client._request(dict, "POST", "/api/chat", json=body, stream=True)
+            async with contextlib.aclosing(lines):
+                async for line in lines:
+                    yield line
+
+    async def models(self) -> list[Model]:
+        """The chat models that this server runs itself, the smallest first."""
+        found = []
+        for tag in self.convert(await self._ask("GET", "/api/tags"), _Tags).models or []:
+            if is_cloud(tag.name) or tag.remote_host:
+                continue
+            if tag.capabilities is None:  # servers of before 2026 say it in /api/show only
+                if tag.digest not in self._shown:
+                    self._shown[tag.digest] = await self.show(tag.name)
+                show = self._shown[tag.digest]
+            else:
+                show = _Show(tag.capabilities)
+            if not show.remote_host and "completion" in show.capabilities:
+                billions = _billions(tag.details.parameter_size if tag.details else None)
+                found.append(Model(tag.name, billions, tag.size, show.capabilities))
+        return sorted(found, key=lambda m: (m.parameters, m.size_bytes, m.name))
+
+    async def show(self, model: str) -> _Show:
+        return self.convert(await self._ask("POST", "/api/show", {"model": model}), _Show)
+
+    async def aclose(self) -> None:
+        if self._made is not None:
+            await self._made.close()  # type: ignore[no-untyped-call]
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        client = await self._client()
+        with self._failing(str(body["model"]) if body else ""):
+            answer: Any = await client._request(dict, method, path, json=body)
+        return self.convert(answer, dict[str, Any])
+
+    async def _client(self) -> ollama.AsyncClient:
+        async with self._making:
+            if self._made is None:
+                self._made = await anyio.to_thread.run_sync(self._make)
+        return self._made
+
+    def _make(self) -> ollama.AsyncClient:
+        """In a thread: the import takes 0.4 s of CPU."""
+        import httpx
+        import ollama
+
+        self._key = self.endpoint.key()
+        return ollama.AsyncClient(
+            self.url,
+            timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
+            auth=self._authorize,
+            event_hooks={"response": [_refuse]},
+            # A redirect or a proxy could carry private text off the machine.
+            follow_redirects=False,
+            trust_env=not self.endpoint.direct,
+        )
+
+    def _authorize(self, request: httpx.Request) -> httpx.Request:
+        """The key of the config or none: the package would send OLLAMA_API_KEY of the environment."""
+        request.headers.pop("authorization", None)
+        if self._key:
+            request.headers["authorization"] = f"Bearer {self._key}"
+        return request
+
+    @contextlib.contextmanager
+    def _failing(self, model: str) -> Iterator[None]:
+        """What the client raises, as BackendFailed."""
+        import httpx  # late: it is loaded by the client, which is there by now
+        import ollama
+
+        try:
+            yield
+        except _Refused as exc:
+            raise self._refusal(exc, model) from None
+        except ollama.ResponseError as exc:  # an error line under status 200
+            raise BackendFailed(f"`{model}` broke off: {said(str(exc.error), self._key)}") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout, ConnectionError):
+            raise self.nobody() from None
+        except httpx.TimeoutException:
+            raise BackendFailed(f"{self.url} said nothing for {READ_S:.0f} s") from None
+        except httpx.HTTPError as exc:
+            raise BackendFailed(
+                f"{self.url} cut the connection: {said(str(exc), self._key) or type(exc).__name__}"
+            ) from None
+        except (ValueError, TypeError, AttributeError) as exc:
+            # What the package raises for a line that is no JSON, and for JSON that is no object.
+            raise BackendFailed(f"{self.url} does not speak Ollama's protocol: {exc}") from None
+
+    def nobody(self) -> BackendFailed:
+        start = "start it with: ollama serve" if self.endpoint.direct else "is it running?"
+        return BackendFailed(f"no Ollama answers at {self.url}; {start}", retry_after_s=REFUSED_S)
+
+    def _refusal(self, exc: _Refused, model: str) -> BackendFailed:
+        text = said(str(exc), self._key) or f"HTTP status {exc.status}"
+        match exc.status:
+            case 404 if model and "not found" in text:
+                return BackendFailed(f"Ollama has no model `{model}`; get it with: ollama pull {model}")
+            case 400:
+                return BackendFailed(f"`{model}` refused the request: {text}", fault="request")
+            case 401 | 403:
+                key = self.endpoint.key_name
+                with_key = f"the key in {key}" if key else "a request without a key (set key_env)"
+                return BackendFailed(f"{self.url} refused {with_key}", retry_after_s=float("inf"))
+            case 429 | 503:
+                return BackendFailed(
+                    f"{self.url} is busy: {text}", retry_after_s=retry_after_s(exc.retry_after, time.time())
+                )
+            case _:
+                return BackendFailed(f"{self.url} failed with status {exc.status}: {text}")
+
+    def convert(self, value: Any, type: type[T]) -> T:
+        try:
+            return msgspec.convert(value, type)
+        except msgspec.ValidationError as exc:
+            raise BackendFailed(f"{self.url} does not speak Ollama's protocol: {exc}") from None
+
+
+class Ollama:
+    """One model of an Ollama server."""
+
+    kind = "ollama"
+
+    def __init__(self, name: str, backend: config.Backend, server: Server) -> None:
+        self.name = name
+        self.model = backend.model
+        self.url: str | None = server.url
+        self.slots = backend.slots
+        self.price_in = backend.price_in
+        self.price_out = backend.price_out
+        self.takes_tools = True
+        """As far as is known: the server says so before the first reply."""
+        self._near = backend.is_local and not is_cloud(backend.model)
+        self.local = self._near
+        self._looked = False
+        self._server = server
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
+        stays = must_stay(request)
+        if stays or not self._looked:
+            # A model can be replaced at any time by one of the same name that runs elsewhere.
+            await self._look()
+        if stays and not self.local:
+            raise BackendFailed(
+                f"`{self.model}` runs elsewhere, and this text stays on the machine", fault="request"
+            )
+        if request.tools and not self.takes_tools:
+            raise BackendFailed(f"`{self.model}` takes no tools", fault="request")
+        async with contextlib.aclosing(self._server.chat(_body(self.model, request))) as lines:
+            async for line in lines:
+                chunk = self._server.convert(line, _Chunk)
+                if chunk.remote_host:
+                    self.local = False
+                if chunk.message.thinking:
+                    yield ThinkingDelta(chunk.message.thinking)
+                if chunk.message.content:
+                    yield TextDelta(chunk.message.content)
+                for call in chunk.message.tool_calls or ():
+                    yield ToolCallDelta(
+                        ToolUse(call_id=call_id(), name=call.function.name, arguments=call.function.arguments)
+                    )
+                if chunk.done:
+                    yield Done(
+                        stop_reason="max_tokens" if chunk.done_reason == "length" else "end_turn",
+                        usage=Tokens(input_tokens=chunk.prompt_eval_count, output_tokens=chunk.eval_count),
+                    )
+                    return
+        raise BackendFailed(f"{self.url} ended the reply of `{self.model}` before it was done")
+
+    async def probe(self) -> str | None:
+        if not await self._server.endpoint.listens():
+            return str(self._server.nobody())
+        try:
+            with anyio.fail_after(PROBE_S):
+                await self._look()
+        except BackendFailed as exc:
+            return str(exc)
+        except TimeoutError:
+            return f"{self.url} did not answer within {PROBE_S:.0f} s"
+        return None
+
+    async def aclose(self) -> None:
+        await self._server.aclose()
+
+    async def _look(self) -> None:
+        show = await self._server.show(self.model)
+        self.takes_tools = "tools" in show.capabilities
+        self.local = self._near and not show.remote_host
+        self._looked = True
+
+
+def server(name: str, backend: config.Backend, environ: Mapping[str, str]) -> Server:
+    """The server of a backend of the config."""
+    return Server(Endpoint(name, backend, backend.url or USUAL, environ))
+
+
+def address(host: str) -> str:
+    """OLLAMA_HOST as a URL. It is written for the server too, where 0.0.0.0 means every address of this
+    machine; a client then means this machine. Raises ConfigError."""
+    text = host.strip()
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        port = parts.port
+    except ValueError as exc:
+        raise ConfigError(f"OLLAMA_HOST: `{host}` is no address: {exc}") from None
+    if parts.scheme not in ("http", "https"):
+        raise ConfigError(f"OLLAMA_HOST: expected http or https, got `{host}`")
+    name = parts.hostname or "127.0.0.1"
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
+    if port is None:
+        port = PORT if "://" not in text else 443 if parts.scheme == "https" else 80
+    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path.rstrip('/')}"
+
+
+def is_cloud(model: str) -> bool:
+    """Whether the name alone says that Ollama sends the text to its own servers."""
+    return model.endswith((":cloud", "-cloud"))
+
+
+def _body(model: str, request: ModelRequest) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(m) for m in request.messages],
+        "stream": True,
+        "options": {"num_predict": request.max_tokens},
+    }
+    if request.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": t.name, "description": t.description, "parameters": t.input_schema},
+            }
+            for t in request.tools
+        ]
+    if request.schema is not None:
+        body["format"] = request.schema
+    return body
+
+
+def _message(message: Message) -> dict[str, Any]:
+    wire: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        wire["tool_calls"] = [
+            {"id": c.call_id, "function": {"name": c.name, "arguments": c.arguments}}
+            for c in message.tool_calls
+        ]
+    if message.role == "tool":
+        wire |= {"tool_name": message.name, "tool_call_id": message.call_id}
+    return wire
+
+
+async def _refuse(response: httpx.Response) -> None:
+    """Before the package sees it: its own error loses the headers."""
+    if response.status_code < 300:
+        return
+    await response.aread()
+    try:
+        text = str(response.json()["error"])
+    except (ValueError, TypeError, KeyError):
+        text = response.text
+    raise _Refused(response.status_code, text, response.headers.get("retry-after"))
+
+
+def _billions(size: str | None) -> float:
+    """A parameter_size as Ollama writes it: 8.0B, 494.03M."""
+    units = {"T": 1e3, "B": 1.0, "M": 1e-3, "K": 1e-6}
+    try:
+        return float(size[:-1]) * units[size[-1]] if size else 0.0
+    except (ValueError, KeyError):
+        return 0.0

@@ -1,0 +1,323 @@
+"""Models behind any server that speaks OpenAI's chat completions, streamed. The one home of the `openai` package.
+
+Wire: https://platform.openai.com/docs/api-reference/chat-streaming. llama.cpp, vLLM and hosted services speak
+it too, each with its own liberties; what they take is noted where it is met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from aiosd import config
+from aiosd.models.backend import (
+    BackendFailed,
+    Delta,
+    Done,
+    Message,
+    ModelRequest,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+)
+from aiosd.models.endpoint import (
+    CONNECT_S,
+    PROBE_S,
+    READ_S,
+    REFUSED_S,
+    Endpoint,
+    call_id,
+    retry_after_s,
+    said,
+)
+from aiosd.models.ollama import is_cloud
+from aiosd.models.router import must_stay
+from aiosd.records import StopReason, Tokens, ToolUse
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+    from openai.types.chat.chat_completion_chunk import ChatCompletionChunk, ChoiceDeltaToolCall
+
+NO_KEY = "unused"
+"""Sent where the config names no key: local servers ask for none, the package insists on one."""
+OWN_HOSTS = ("openai.com", "openai.azure.com")
+"""They take the limit as `max_completion_tokens` only, for their newer models; many other servers know only
+`max_tokens`."""
+HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "user-agent",
+    }
+)
+"""What a request carries: no header that the package takes from the environment (OPENAI_ORG_ID,
+OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS), nor what it tells about the machine."""
+
+_STOP: dict[str, StopReason] = {"length": "max_tokens", "content_filter": "refusal"}
+
+
+class _Piece(msgspec.Struct):
+    """A tool call that is still coming in."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+class OpenAI:
+    """One model of one server."""
+
+    kind = "openai"
+
+    def __init__(self, name: str, backend: config.Backend, environ: Mapping[str, str]) -> None:
+        self.name = name
+        self.model = backend.model
+        self.url: str | None = backend.url
+        # An Ollama serves this wire too, and its cloud models under it.
+        self.local = backend.is_local and (backend.local is True or not is_cloud(backend.model))
+        self.slots = backend.slots
+        self.price_in = backend.price_in
+        self.price_out = backend.price_out
+        self._endpoint = Endpoint(name, backend, backend.url or "", environ)
+        self._made: openai.AsyncOpenAI | None = None
+        self._making = anyio.Lock()
+        self._key: str | None = None
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
+        if must_stay(request) and not self.local:
+            raise BackendFailed("it is remote, and this text stays on the machine", fault="request")
+        stop_reason: StopReason | None = None
+        usage = Tokens()
+        calls = _Calls(self.model, request.max_tokens)
+        async with contextlib.aclosing(self._chunks(request)) as chunks:
+            async for chunk in chunks:
+                if chunk.usage is not None:  # some servers send it with each chunk: the last one counts
+                    usage = Tokens(
+                        input_tokens=chunk.usage.prompt_tokens or 0,
+                        output_tokens=chunk.usage.completion_tokens or 0,
+                    )
+                for choice in chunk.choices or ():
+                    if (delta := choice.delta) is not None:
+                        # Not OpenAI's: llama.cpp and DeepSeek say `reasoning_content`, vLLM and OpenRouter `reasoning`.
+                        extra = delta.model_extra or {}
+                        thinking = extra.get("reasoning_content") or extra.get("reasoning")
+                        if isinstance(thinking, str) and thinking:
+                            yield ThinkingDelta(thinking)
+                        if text := delta.content or delta.refusal:
+                            yield TextDelta(text)
+                        if delta.refusal:
+                            stop_reason = "refusal"
+                        for piece in delta.tool_calls or ():
+                            calls.add(piece)
+                    if choice.finish_reason is not None:
+                        stop_reason = stop_reason or _STOP.get(choice.finish_reason, "end_turn")
+        if stop_reason is None:
+            raise BackendFailed(f"{self.url} ended the reply of `{self.model}` before it was done")
+        for call in calls.whole(cut_off=stop_reason == "max_tokens"):
+            yield ToolCallDelta(call)
+        yield Done(stop_reason=stop_reason, usage=usage)
+
+    async def probe(self) -> str | None:
+        if not await self._endpoint.listens():
+            return str(self._nobody())
+        try:
+            client = await self._client()
+            with anyio.fail_after(PROBE_S), self._failing():
+                await client.get("/models", cast_to=object)
+        except BackendFailed as exc:
+            # Not every server lists its models; one that refuses to is there all the same.
+            return None if exc.fault == "request" else str(exc)
+        except TimeoutError:
+            return f"{self.url} did not answer within {PROBE_S:.0f} s"
+        return None
+
+    async def aclose(self) -> None:
+        if self._made is not None:
+            await self._made.close()
+
+    async def _chunks(self, request: ModelRequest) -> AsyncGenerator[ChatCompletionChunk, None]:
+        client = await self._client()
+        with self._failing():
+            stream: Any = await client.chat.completions.create(**_body(self.model, self.url or "", request))
+            try:
+                async for chunk in stream:
+                    yield chunk
+            finally:
+                with anyio.move_on_after(PROBE_S, shield=True):
+                    await stream.close()
+
+    async def _client(self) -> openai.AsyncOpenAI:
+        async with self._making:
+            if self._made is None:
+                self._made = await anyio.to_thread.run_sync(self._make)
+        return self._made
+
+    def _make(self) -> openai.AsyncOpenAI:
+        """In a thread: the import takes 0.9 s of CPU."""
+        self._key = self._endpoint.key()
+        import openai
+
+        timeout = openai.Timeout(READ_S, connect=CONNECT_S)
+        return openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=self._key or NO_KEY,
+            max_retries=0,
+            timeout=timeout,
+            http_client=openai.DefaultAsyncHttpxClient(
+                timeout=timeout,
+                event_hooks={"request": [self._bare]},
+                # A redirect or a proxy could carry private text off the machine.
+                follow_redirects=False,
+                trust_env=not self._endpoint.direct,
+            ),
+        )
+
+    async def _bare(self, request: httpx2.Request) -> None:
+        for name in set(request.headers) - HEADERS:
+            del request.headers[name]
+        request.headers["authorization"] = f"Bearer {self._key or NO_KEY}"
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """What the package raises, as BackendFailed."""
+        import openai  # late: loaded by the client, which is there by now
+
+        try:
+            yield
+        except openai.APIStatusError as exc:
+            raise self._refusal(exc) from None
+        except openai.APITimeoutError as exc:
+            if "Connect" in type(exc.__cause__).__name__:
+                raise self._nobody() from None
+            raise BackendFailed(f"{self.url} said nothing for {READ_S:.0f} s") from None
+        except openai.APIConnectionError as exc:
+            if "Connect" in type(exc.__cause__).__name__:
+                raise self._nobody() from None
+            why = said(str(exc.__cause__ or exc), self._key)
+            raise BackendFailed(f"{self.url} cut the connection: {why}") from None
+        except openai.APIError as exc:  # an error event under status 200
+            raise BackendFailed(f"`{self.model}` broke off: {said(exc.message, self._key)}") from None
+        except ValueError as exc:
+            # What the package raises for an event that is no JSON.
+            raise BackendFailed(f"{self.url} does not speak OpenAI's protocol: {exc}") from None
+
+    def _nobody(self) -> BackendFailed:
+        return BackendFailed(f"no server answers at {self.url}; is it running?", retry_after_s=REFUSED_S)
+
+    def _refusal(self, exc: openai.APIStatusError) -> BackendFailed:
+        text = said(_sentence(exc), self._key)
+        match exc.status_code:
+            case 401 | 403:
+                key = self._endpoint.key_name
+                what = (
+                    f"the key in {key}" if key else f"to answer without a key (set key_env of `{self.name}`)"
+                )
+                return BackendFailed(f"{self.url} refused {what}", retry_after_s=math.inf)
+            case 404:
+                return BackendFailed(f"{self.url} has no model `{self.model}`: {text}", fault="request")
+            case 429 | 503:
+                wait_s = retry_after_s(exc.response.headers.get("retry-after"), time.time())
+                return BackendFailed(f"{self.url} is busy: {text}", retry_after_s=wait_s)
+            case status if 400 <= status < 500:
+                return BackendFailed(f"`{self.model}` refused the request: {text}", fault="request")
+            case status:
+                return BackendFailed(f"{self.url} failed with status {status}: {text}")
+
+
+class _Calls:
+    """Tool calls, joined from their pieces by index."""
+
+    def __init__(self, model: str, max_tokens: int) -> None:
+        self._model = model
+        self._max_tokens = max_tokens
+        self._pieces: dict[int, _Piece] = {}
+
+    def add(self, delta: ChoiceDeltaToolCall) -> None:
+        index = delta.index
+        if index is None:  # Gemini's leaves it out, and sends each call whole
+            index = len(self._pieces)
+        call = self._pieces.setdefault(index, _Piece())
+        if delta.function is not None:
+            call.name = call.name or delta.function.name or ""
+            call.arguments += delta.function.arguments or ""
+
+    def whole(self, *, cut_off: bool) -> Iterator[ToolUse]:
+        """Raises BackendFailed for arguments that are no JSON object."""
+        for _, call in sorted(self._pieces.items()):
+            try:
+                # Some servers send nothing for a tool without parameters.
+                arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, Any])
+            except msgspec.DecodeError:
+                if cut_off:
+                    raise BackendFailed(
+                        f"`{self._model}` was cut off in its call of `{call.name}` by max_tokens = {self._max_tokens}",
+                        fault="request",
+                    ) from None
+                raise BackendFailed(
+                    f"`{self._model}` called `{call.name}` with arguments that are no JSON object"
+                ) from None
+            yield ToolUse(call_id=call_id(), name=call.name, arguments=arguments)
+
+
+def _sentence(exc: openai.APIStatusError) -> str:
+    """The server's message: `{"error": {"message"}}`, or whatever it sent instead."""
+    body = exc.body
+    if isinstance(body, Mapping):
+        return str(body.get("message") or body.get("error") or body.get("detail") or exc.message)
+    return str(body or exc.message)
+
+
+def _body(model: str, url: str, request: ModelRequest) -> dict[str, Any]:
+    own = (urlsplit(url).hostname or "").endswith(OWN_HOSTS)
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(m) for m in request.messages],
+        "max_completion_tokens" if own else "max_tokens": request.max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": t.name, "description": t.description, "parameters": t.input_schema},
+            }
+            for t in request.tools
+        ]
+    if request.schema is not None:
+        # Not `strict`: it takes only schemas of one form, and the pool checks the answer anyway.
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": request.schema},
+        }
+    return body
+
+
+def _message(message: Message) -> dict[str, Any]:
+    wire: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        wire["content"] = message.content or None
+        wire["tool_calls"] = [
+            {
+                "id": c.call_id,
+                "type": "function",
+                "function": {"name": c.name, "arguments": msgspec.json.encode(c.arguments).decode()},
+            }
+            for c in message.tool_calls
+        ]
+    if message.role == "tool":
+        wire["tool_call_id"] = message.call_id
+    return wire
