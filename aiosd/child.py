@@ -1,0 +1,452 @@
+"""One supervisor for every child process: started when it is asked something, restarted when it has died, ended
+when it is idle, and gone when the daemon is.
+
+The line is JSON-RPC over the child's stdin and stdout (aiosd.framing); its stderr goes to the log line by line.
+Our own children speak through aiosd.stdio, which keeps their prints off the line and ties their lives to ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from aiosd import framing
+from aiosd.errors import AiosError, DeadlineExceeded, InvalidParams, from_wire
+
+GRACE_S = 2.0
+"""How long a child may take to end by itself once its stdin is closed; then its process group is killed."""
+
+CANCEL = "$/cancelRequest"
+"""The notification that nobody waits any more for the answer to the request `id`. LSP 3.17, Cancellation Support."""
+
+MAX_LOG_LINE = 16 * 1024
+"""Bytes of stderr without a line end after which the log gets what there is."""
+
+READ = 64 * 1024
+"""Bytes of one read: what a pipe holds, so that one read empties the pipe of a dead child. pipe(7), Pipe capacity."""
+
+logger = logging.getLogger(__name__)
+
+
+class ChildDied(AiosError):
+    """The process ended under the call, or does not start. The next call finds a new one, `retry_after_s` from now."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class Call(Protocol):
+    async def __call__(self, method: str, params: object = None, *, timeout_s: float) -> Any: ...
+
+
+Started = Callable[[Call], Awaitable[None]]
+"""Makes a new process ready, through the call it is given; everyone else's calls wait for that."""
+
+
+def backoff_s(failures: int) -> float:
+    """Seconds to leave a child alone that died `failures` times in a row before it was of any use.
+
+    The first time may be chance, a kill for instance, and costs nothing.
+    """
+    return min(30.0, 0.25 * 2.0 ** min(failures - 2, 10)) if failures > 1 else 0.0
+
+
+@asynccontextmanager
+async def open_child(
+    argv: Sequence[str],
+    *,
+    name: str,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    idle_s: float | None = None,
+    started: Started | None = None,
+) -> AsyncIterator[Child]:
+    """A child that the first call starts; `env` is its whole environment, `name` what errors and the log call it.
+
+    Unasked for `idle_s` it is ended, until the next call. On the way out it gets GRACE_S, whoever cancels.
+    """
+    async with anyio.create_task_group() as tasks:
+        child = Child(argv, name=name, env=env, cwd=cwd, idle_s=idle_s, started=started, tasks=tasks)
+        try:
+            yield child
+        finally:
+            child.close()
+
+
+class Child:
+    """A program that answers calls, whichever process happens to run it."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        env: Mapping[str, str],
+        cwd: Path | None,
+        idle_s: float | None,
+        started: Started | None,
+        tasks: TaskGroup,
+    ) -> None:
+        self.name = name
+        self._argv = argv
+        self._env = env
+        self._cwd = cwd
+        self._idle_s = idle_s
+        self._started = started
+        self._tasks = tasks
+        self._life: _Life | None = None
+        self._failures = 0
+        self._last_failure = ""
+        self._not_before = 0.0
+        self._is_closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process there is; None where the next call starts one."""
+        return self._life.process.pid if self._life else None
+
+    @property
+    def is_ready(self) -> bool:
+        """There is a process, and `started` is done with it."""
+        return self._life is not None and self._life.is_ready and not self._life.is_over
+
+    async def call(self, method: str, params: object = None, *, timeout_s: float) -> Any:
+        """The answer, decoded from JSON. Many calls may be in flight.
+
+        One that is cancelled or late is announced to the child with CANCEL. Raises ChildDied, DeadlineExceeded,
+        InvalidParams (over 8 MiB), or the AiosError that the child answered.
+        """
+        with anyio.move_on_after(timeout_s):
+            life = await self._ready()
+            return await life.ask(method, params)
+        raise DeadlineExceeded(f"{self.name} did not answer `{method}` within {timeout_s:g} s")
+
+    def kill(self) -> None:
+        """Ends a process that hangs, with its group; calls in flight get ChildDied."""
+        if self._life is not None:
+            self._life.kill("it hung and was killed")
+
+    def close(self) -> None:
+        """No more calls; the process is told to end. open_child waits until it has."""
+        self._is_closed = True
+        if self._life is not None:
+            self._life.end()
+
+    async def _ready(self) -> _Life:
+        while not self._is_closed:
+            life = self._life or self._start()
+            if life.is_over:
+                await life.ended.wait()
+            elif life.is_ready:
+                return life
+            else:
+                await life.settled.wait()
+                if not life.is_ready:
+                    raise ChildDied(f"{self.name} does not start: {life.failure}")
+        raise ChildDied(f"{self.name} is closed")
+
+    def _start(self) -> _Life:
+        wait_s = self._not_before - anyio.current_time()
+        if wait_s > 0:
+            raise ChildDied(f"{self.name} does not start: {self._last_failure}", retry_after_s=wait_s)
+        try:
+            # Not in a worker thread: PR_SET_PDEATHSIG fires when the *thread* that started the child ends.
+            process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=dict(self._env),
+                cwd=self._cwd,
+                start_new_session=True,  # a process group to kill whole, and no Ctrl-C from our terminal
+            )
+        except OSError as exc:
+            self._count_failure(str(exc))
+            raise ChildDied(f"{self.name} does not start: {exc}") from exc
+        logger.info("child started", extra={"child": self.name, "pid": process.pid})
+        self._life = life = _Life(self.name, process)
+        self._tasks.start_soon(self._live, life, name=f"{self.name} {process.pid}")
+        return life
+
+    async def _live(self, life: _Life) -> None:
+        try:
+            await life.run(self._started, self._idle_s)
+        finally:
+            self._life = None
+            if life.is_ready and life.has_answered:
+                self._failures, self._not_before = 0, 0.0
+            elif not life.is_unwanted:
+                self._count_failure(life.failure)
+            logger.info(
+                "child ended", extra={"child": self.name, "pid": life.process.pid, "why": life.failure}
+            )
+            life.ended.set()
+
+    def _count_failure(self, why: str) -> None:
+        self._failures += 1
+        self._last_failure = why
+        self._not_before = anyio.current_time() + backoff_s(self._failures)
+
+
+class _Answer:
+    def __init__(self) -> None:
+        self.response: framing.Response | None = None
+        self.there = anyio.Event()
+        """The response has come, or the process has ended without one."""
+
+
+class _Life:
+    """One process, from its start to its end."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.process = process
+        self.is_ready = False
+        self.settled = anyio.Event()
+        """It is ready, or never will be."""
+        self.ended = anyio.Event()
+        """Nothing is left of it. Set by its owner, after what follows from that."""
+        self.has_answered = False
+        self.is_unwanted = False
+        self.failure = ""
+        """Why it ended, once it has."""
+        self._killed_because = ""
+        self._scope = anyio.CancelScope()
+        self._ids = count(1)
+        self._waiting: dict[int, _Answer] = {}
+        self._outbox: dict[int, bytes] = {}
+        self._more = anyio.Event()
+        self._asked = anyio.Event()
+        self._free = anyio.Event()
+        self._decoder = framing.Decoder()
+        self._half_line = b""
+        self._last_line = ""
+        assert process.stdin and process.stdout and process.stderr
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
+        for pipe in (self._stdin, self._stdout, self._stderr):
+            os.set_blocking(pipe.fileno(), False)
+        self._exit = os.pidfd_open(
+            process.pid
+        )  # readable once it has ended; until we reap it the number is its own
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing may be asked of it any more, even if the event loop has not heard of its end yet."""
+        return self.is_unwanted or bool(self._killed_because) or self._has_exited()
+
+    def _has_exited(self) -> bool:
+        if self._exit < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._exit, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def end(self) -> None:
+        """Its stdin is closed, and it has GRACE_S to end by itself."""
+        self.is_unwanted = True
+        self._scope.cancel()
+
+    def kill(self, why: str) -> None:
+        self._killed_because = self._killed_because or why
+        self._kill_group()
+
+    async def ask(self, method: str, params: object) -> Any:
+        id = next(self._ids)
+        line = framing.request(id, method, {} if params is None else params)
+        if len(line) > framing.MAX_LINE:
+            raise InvalidParams(f"`{method}` of {self.name}: {len(line)} bytes; a message may have 8 MiB")
+        answer = self._waiting[id] = _Answer()
+        self._post(id, line)
+        self._asked.set()
+        try:
+            await answer.there.wait()
+        finally:
+            del self._waiting[id]
+            if not self._waiting:
+                self._free.set()
+            was_sent = self._outbox.pop(id, None) is None
+            if was_sent and not answer.there.is_set():
+                self._post(-id, framing.notification(CANCEL, {"id": id}))
+        if answer.response is None:
+            raise ChildDied(f"{self.name} ended during `{method}`: {self.failure}")
+        if answer.response.error is not None:
+            raise from_wire(answer.response.error)
+        return msgspec.json.decode(answer.response.result)
+
+    async def call(self, method: str, params: object = None, *, timeout_s: float) -> Any:
+        """For `started`, while nobody else may ask."""
+        with anyio.move_on_after(timeout_s):
+            return await self.ask(method, params)
+        raise DeadlineExceeded(f"it did not answer `{method}` within {timeout_s:g} s")
+
+    def _post(self, key: int, line: bytes) -> None:
+        self._outbox[key] = line
+        self._more.set()
+
+    # --- its tasks -------------------------------------------------------------------------------------
+
+    async def run(self, started: Started | None, idle_s: float | None) -> None:
+        """Returns when the process, and its group, are gone."""
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._write)
+                    tasks.start_soon(self._read)
+                    tasks.start_soon(self._log)
+                    tasks.start_soon(self._make_ready, started)
+                    if idle_s is not None:
+                        tasks.start_soon(self._end_when_idle, idle_s)
+                    await anyio.wait_readable(self._exit)
+                    tasks.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(GRACE_S + 1, shield=True):
+                await self._bury()
+            self._settle()
+
+    async def _bury(self) -> None:
+        if not self._has_exited():
+            self._stdin.close()
+            with anyio.move_on_after(GRACE_S):
+                await anyio.wait_readable(self._exit)
+        # Before it is reaped, and even if it ended by itself: it may have left children in its group.
+        self._kill_group()
+        await anyio.wait_readable(self._exit)
+        self.process.wait()
+
+    def _settle(self) -> None:
+        """What it said before it ended still counts: its last answers, and its last words."""
+        if data := _read_now(self._stdout):
+            self._receive(data)
+        if data := _read_now(self._stderr):
+            self._hear(data)
+        self._hear(b"\n")
+        self.failure = self._killed_because or _why(self.process.returncode, self._last_line)
+        for answer in self._waiting.values():
+            answer.there.set()
+        self.settled.set()
+        for pipe in (self._stdin, self._stdout, self._stderr):
+            pipe.close()
+        os.close(self._exit)
+        self._exit = -1
+
+    def _kill_group(self) -> None:
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    async def _make_ready(self, started: Started | None) -> None:
+        if started is not None:
+            try:
+                await started(self.call)
+            except AiosError as exc:
+                self.kill(str(exc))
+                return
+            except Exception:
+                logger.exception("child could not be made ready", extra={"child": self.name})
+                self.kill("it could not be made ready; the log has the traceback")
+                return
+        self.is_ready = True
+        self.settled.set()
+
+    async def _end_when_idle(self, idle_s: float) -> None:
+        await self.settled.wait()
+        while True:
+            while self._waiting:
+                self._free = anyio.Event()
+                await self._free.wait()
+            self._asked = anyio.Event()
+            with anyio.move_on_after(idle_s) as quiet:
+                await self._asked.wait()
+            if quiet.cancelled_caught and not self._waiting:
+                self.end()
+
+    async def _write(self) -> None:
+        fd = self._stdin.fileno()
+        while True:
+            while self._outbox:
+                rest = memoryview(self._outbox.pop(next(iter(self._outbox))))
+                while rest:
+                    try:
+                        rest = rest[os.write(fd, rest) :]
+                    except BlockingIOError:
+                        await anyio.wait_writable(fd)
+                    except BrokenPipeError:
+                        self._kill_group()  # it is ending, or will never hear us again
+                        return
+            self._more = anyio.Event()
+            await self._more.wait()
+
+    async def _read(self) -> None:
+        while True:
+            await anyio.wait_readable(self._stdout)
+            data = _read_now(self._stdout)
+            if data == b"":
+                self._kill_group()  # it is ending, or will never answer again
+                return
+            self._receive(data or b"")
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                if isinstance(message, framing.Response):
+                    self._take(message)
+                else:
+                    logger.warning("child sent what is no answer", extra={"child": self.name})
+        except framing.LineTooLong as exc:
+            self.kill(f"on its stdout {exc}")
+
+    def _take(self, response: framing.Response) -> None:
+        answer = self._waiting.get(response.id) if isinstance(response.id, int) else None
+        if answer is None or answer.there.is_set():  # late, most likely: its caller has gone
+            logger.debug("child answered what nobody waits for", extra={"child": self.name})
+            return
+        self.has_answered = True
+        answer.response = response
+        answer.there.set()
+
+    async def _log(self) -> None:
+        while True:
+            await anyio.wait_readable(self._stderr)
+            data = _read_now(self._stderr)
+            if data == b"":
+                return
+            self._hear(data or b"")
+
+    def _hear(self, data: bytes) -> None:
+        *lines, self._half_line = (self._half_line + data).split(b"\n")
+        if len(self._half_line) > MAX_LOG_LINE:
+            lines, self._half_line = [*lines, self._half_line], b""
+        for line in lines:
+            if text := line[:MAX_LOG_LINE].decode(errors="replace").strip():
+                self._last_line = text
+                logger.info("child says", extra={"child": self.name, "line": text})
+
+
+def _read_now(pipe: IO[bytes]) -> bytes | None:
+    """What is in the pipe; None when that is nothing, empty at its end."""
+    return pipe.read(READ)
+
+
+def _why(status: int | None, last_line: str) -> str:
+    match status:
+        case None:
+            how = "it could not be killed"
+        case negative if negative < 0:
+            how = f"killed by signal {-negative} ({signal.strsignal(-negative)})"
+        case _:
+            how = f"exit status {status}"
+    return f"{how}: {last_line}" if last_line else how
