@@ -1,0 +1,40 @@
+"""`aiosd`, or `python -m aiosd`: argv, config, logging; then the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from aiosd import config, telemetry
+from aiosd.errors import AiosError
+from aiosd.paths import paths, socket_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="aiosd", description="The aiosd daemon. aiosctl talks to it.")
+    parser.add_argument("--socket", metavar="PATH", help="where to listen (default: as aiosctl looks for it)")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    options = parser.parse_args()
+    telemetry.log_to(sys.stderr, options.log_level.upper())
+    try:
+        _run(options.socket)
+    except AiosError as exc:
+        logging.getLogger("aiosd").error("%s", exc, extra={"hint": exc.hint} if exc.hint else {})
+        sys.exit(exc.exit_status)
+
+
+def _run(socket: str | None) -> None:
+    where = paths()
+    settings = config.load(where.config)  # before the heavy imports: a bad config is told at once
+    import anyio
+
+    from aiosd import daemon
+
+    os.umask(0o077)
+    anyio.run(daemon.serve, settings, where, socket_path(socket), dict(os.environ))
+
+
+if __name__ == "__main__":
+    main()

@@ -81,6 +81,11 @@ class Server:
         self._inline = {name for name, method in methods.items() if getattr(method, "inline", False)}
         self._outbox = outbox
         self._stall_s = stall_s
+        self._closing = anyio.Event()
+
+    def close(self) -> None:
+        """No more is read from anybody; what was asked is still answered, and then each connection ends."""
+        self._closing.set()
 
     async def serve(self, listener: SocketListener) -> None:
         """Accepts until cancelled. Each connection has its own task group; none can end another."""
@@ -97,8 +102,9 @@ class Server:
             try:
                 async with anyio.create_task_group() as tasks:
                     connection = _Connection(raw, tasks, uid, self._outbox, self._stall_s)
-                    tasks.start_soon(connection.write)
-                    await self._read(connection)
+                    tasks.start_soon(self._read, connection)
+                    await connection.write()
+                    tasks.cancel_scope.cancel()
             except* ConnectionError:
                 logger.debug("a client went away")
             except* Exception:
@@ -111,15 +117,21 @@ class Server:
         try:
             async with anyio.create_task_group() as requests:
                 connection.requests = requests
-                while data := await connection.read():
-                    for message in decoder.feed(data):
+                with anyio.CancelScope() as reading:
+                    connection.tasks.start_soon(self._stop_at_close, reading)
+                    while data := await connection.read():
+                        for message in decoder.feed(data):
+                            self._take(connection, message)
+                        await connection.room()
+                    for message in decoder.end():
                         self._take(connection, message)
-                    await connection.room()
-                for message in decoder.end():
-                    self._take(connection, message)
         except* framing.LineTooLong as group:
             connection.put(framing.error(None, _first(group)) + b"\n")
-        await connection.finish()
+        connection.finish()
+
+    async def _stop_at_close(self, reading: anyio.CancelScope) -> None:
+        await self._closing.wait()
+        reading.cancel()
 
     def _take(self, connection: _Connection, message: framing.Message) -> None:
         match message:
@@ -254,7 +266,7 @@ class _Connection:
         self._raw = raw
         self.uid = uid
         self.open = 0
-        self._tasks = tasks
+        self.tasks = tasks
         self._outbox = outbox
         self._stall_s = stall_s
         self._waiting: list[bytes] = []
@@ -288,12 +300,13 @@ class _Connection:
         await self.room()
         self.put(framing.notification(method, params))
 
-    async def finish(self) -> None:
+    def finish(self) -> None:
         """No more answers will come; the writer ends once it has written those that wait."""
         self._ending = True
         self._wake.set()
 
     async def write(self) -> None:
+        """Until all is written that ever will be, or the peer takes no more."""
         while self._waiting or not self._ending:
             await self._wake.wait()
             self._wake = anyio.Event()
@@ -307,7 +320,7 @@ class _Connection:
                         logger.warning(
                             "closed a connection that does not read", extra={"waiting": self._size}
                         )
-                        self._tasks.cancel_scope.cancel()
+                        self.tasks.cancel_scope.cancel()
                         return
                     data = data[sent:]
                     self._size -= sent

@@ -42,6 +42,11 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[ToolSpec, ...] = ()
     schema: dict[str, Any] | None = None
     privacy: Privacy = "any"
+    """`local` goes to local backends only."""
+    public: tuple[Message, ...] | None = None
+    """What a remote backend is sent instead of `messages`, where some of those hold text that must not leave."""
+    withheld: int = 0
+    """Texts that `public` leaves out."""
     backend: str | None = None
     passages: tuple[Source, ...] = ()
     """What the messages contain that may be quoted: `text` is a whole memory, input or tool result, `ref` its

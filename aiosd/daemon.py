@@ -1,0 +1,170 @@
+"""The daemon as a function: opens everything in order, serves, drains, closes in reverse."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+from anyio.abc import SocketListener
+
+from aiosd import methods
+from aiosd.config import Config
+from aiosd.errors import AiosError
+from aiosd.events import Broker
+from aiosd.memory.memory import open_memory
+from aiosd.models.extractive import Extractive
+from aiosd.models.pool import open_pool
+from aiosd.paths import Paths
+from aiosd.records import Session
+from aiosd.server import Server
+from aiosd.state.database import open_database
+from aiosd.systemd import notify
+from aiosd.tasks.agent import Hands
+from aiosd.tasks.budget import Budget
+from aiosd.tasks.recollection import memory_tools
+from aiosd.tasks.runner import open_runner
+from aiosd.tools.registry import open_registry
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 5.0
+"""Seconds that running tasks have to end by themselves when the daemon is told to stop; then they are left to the
+next one."""
+
+
+BACKLOG = 512
+"""Connections that may wait to be accepted."""
+
+
+class AlreadyRunning(AiosError):
+    """Another daemon has these data."""
+
+
+async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> None:
+    """Runs until SIGTERM, SIGINT or `system.shutdown`. Raises AlreadyRunning, and what the ledger raises."""
+    started = time.monotonic()
+    stop = anyio.Event()
+    with _lock(paths.lock):
+        async with (
+            open_database(paths.database) as database,
+            open_memory(database, paths.index) as memory,
+            open_registry(
+                [paths.config_dir / folder for folder in config.tools.paths],
+                lambda session: _workspace(paths, session),
+                memory_tools(memory),
+            ) as registry,
+            open_pool(config, environ, {"extractive": Extractive()}) as pool,
+        ):
+            broker = Broker()
+            hands = Hands(
+                database=database,
+                broker=broker,
+                memory=memory,
+                registry=registry,
+                pool=pool,
+                budget=Budget(database, config.budget.day_usd, lambda: datetime.now(UTC)),
+                tiers={name: agent.tier for name, agent in config.agents.items()},
+            )
+            async with open_runner(hands) as runner:
+                services = methods.Services(
+                    config=config,
+                    paths=paths,
+                    socket=str(socket_path),
+                    database=database,
+                    memory=memory,
+                    registry=registry,
+                    pool=pool,
+                    runner=runner,
+                    stop=stop,
+                    started=started,
+                )
+                recovered = await runner.recover()
+                server = Server(methods.table(services))
+                async with anyio.create_task_group() as connections:
+                    with _bound(socket_path) as listening:
+                        listener = await SocketListener.from_socket(listening)
+                        async with listener, anyio.create_task_group() as accepting:
+                            accepting.start_soon(_stop_on_signal, stop)
+                            accepting.start_soon(listener.serve, server.connection, connections)
+                            logger.info(
+                                "ready", extra={"socket": str(socket_path), "recovered_tasks": recovered}
+                            )
+                            notify("READY=1")
+                            await stop.wait()
+                            notify("STOPPING=1")
+                            accepting.cancel_scope.cancel()
+                    server.close()
+                    connections.start_soon(runner.idle)
+                    connections.cancel_scope.deadline = anyio.current_time() + GRACE_S
+                if runner.open:
+                    logger.info("tasks are left to the next start", extra={"open_tasks": runner.open})
+    logger.info("stopped")
+
+
+async def _stop_on_signal(stop: anyio.Event) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            stop.set()
+
+
+def _workspace(paths: Paths, session: Session) -> Path:
+    """The folder the session's tools work in, made if it is the session's own."""
+    if session.workspace is not None:
+        return Path(session.workspace)
+    folder = paths.workspace(session.session_id)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Beside the data, so that one database has one daemon. The kernel lets go of it however the daemon ends."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise AlreadyRunning(
+                f"another aiosd has {path.parent}: process {holder}", hint="aiosctl ping"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def _bound(path: Path) -> Iterator[socket.socket]:
+    """A listening socket that replaces a stale one, never a live one, and is gone afterwards."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            path.unlink(missing_ok=True)
+        else:
+            raise AlreadyRunning(f"another aiosd answers on {path}", hint=f"aiosctl --socket {path} status")
+    with socket.socket(socket.AF_UNIX) as listening:
+        mask = os.umask(0o177)  # never, even for a moment, open to others
+        try:
+            listening.bind(os.fspath(path))
+        finally:
+            os.umask(mask)
+        listening.listen(BACKLOG)
+        own = path.stat().st_ino
+        try:
+            yield listening
+        finally:
+            if path.exists() and path.stat().st_ino == own:
+                path.unlink()

@@ -1,0 +1,64 @@
+"""The OpenRPC document of the method table: made from the types themselves, so that it cannot drift.
+
+Source: https://spec.open-rpc.org, version 1.3.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from aiosd.errors import BY_CODE
+from aiosd.protocol import Params, SessionRun
+from aiosd.records import AnyEvent, Task
+
+VERSION = version("aiosd")
+
+
+def openrpc(methods: Iterable[type[Params[Any]]]) -> dict[str, Any]:
+    return _document(tuple(methods))
+
+
+@cache
+def _document(methods: tuple[type[Params[Any]], ...]) -> dict[str, Any]:
+    types = [*methods, *(m.returns for m in methods), Task, AnyEvent]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    params, results = schemas[: len(methods)], schemas[len(methods) : -2]
+    task, event = schemas[-2:]
+    described = []
+    for method, own, result in zip(methods, params, results, strict=True):
+        shape = components.pop(own["$ref"].rsplit("/", 1)[1])
+        required = set(shape.get("required", ()))
+        described.append(
+            {
+                "name": method.method,
+                "summary": inspect.cleandoc(method.__doc__ or "") if method.__doc__ != Params.__doc__ else "",
+                "paramStructure": "by-name",
+                "params": [
+                    {"name": name, "required": name in required, "schema": schema}
+                    for name, schema in shape.get("properties", {}).items()
+                ],
+                "result": {
+                    "name": "result",
+                    "schema": {"anyOf": [result, task]} if method is SessionRun else result,
+                },
+            }
+        )
+    return {
+        "openrpc": "1.3.2",
+        "info": {"title": "aiosd", "version": VERSION},
+        "methods": described,
+        "components": {
+            "schemas": components,
+            "errors": {
+                cls.__name__: {"code": code, "message": cls.reserved or (cls.__doc__ or cls.__name__)}
+                for code, cls in sorted(BY_CODE.items())
+            },
+        },
+        "x-notifications": [{"name": "task.event", "params": event}],
+    }

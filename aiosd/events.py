@@ -1,0 +1,83 @@
+"""Who watches which task. Kept events reach every watcher, if need be from the ledger; deltas may be merged
+or dropped for a slow one, and the `message` that follows them has the whole text."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import msgspec
+
+from aiosd.records import AnyEvent, Kept, TextEvent, ThinkingEvent
+
+BACKLOG = 256
+"""Kept events one watcher may fall behind before it reads them from the ledger instead."""
+
+DELTA = 16 * 1024
+"""Characters of deltas that wait for one watcher before further ones are dropped for it."""
+
+
+class Watcher:
+    """One reader's view of one task, from when it began to watch."""
+
+    def __init__(self) -> None:
+        self._events: deque[AnyEvent] = deque()
+        self._behind = False
+        self._wake = anyio.Event()
+
+    async def next(self) -> list[AnyEvent] | None:
+        """What came since the last call, waiting if need be; None when kept events were skipped here: read
+        them from the ledger."""
+        await self._wake.wait()
+        self._wake = anyio.Event()
+        behind, self._behind = self._behind, False
+        events = list(self._events)
+        self._events.clear()
+        return None if behind else events
+
+    def put(self, event: AnyEvent) -> None:
+        if isinstance(event, TextEvent | ThinkingEvent):
+            self._put_delta(event)
+        elif len(self._events) >= BACKLOG:
+            self._events.clear()
+            self._behind = True
+        elif not self._behind:
+            self._events.append(event)
+        self._wake.set()
+
+    def _put_delta(self, event: TextEvent | ThinkingEvent) -> None:
+        """Merged with the one that waits, if the one follows on the other."""
+        last = self._events[-1] if self._events else None
+        if type(last) is not type(event):
+            if len(self._events) < BACKLOG and not self._behind:
+                self._events.append(event)
+            return
+        assert isinstance(last, TextEvent | ThinkingEvent)
+        if last.offset + len(last.text) == event.offset and len(last.text) < DELTA:
+            self._events[-1] = msgspec.structs.replace(last, text=last.text + event.text)
+
+
+class Broker:
+    """Watchers by task. Publishing never waits: a slow watcher never slows the task."""
+
+    def __init__(self) -> None:
+        self._watchers: defaultdict[str, set[Watcher]] = defaultdict(set)
+
+    @contextmanager
+    def watch(self, task_id: str) -> Iterator[Watcher]:
+        watcher = Watcher()
+        self._watchers[task_id].add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers[task_id].discard(watcher)
+            if not self._watchers[task_id]:
+                del self._watchers[task_id]
+
+    def publish(self, *events: Kept | TextEvent | ThinkingEvent) -> None:
+        """Kept events are published after they are committed, never before."""
+        for event in events:
+            for watcher in self._watchers.get(event.task_id, ()):
+                watcher.put(event)

@@ -1,0 +1,73 @@
+"""What a new session is: the caller's words, the agent's and the config's defaults, settled once for its life."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import datetime
+from pathlib import Path
+
+from aiosd.config import Config
+from aiosd.errors import InvalidParams
+from aiosd.protocol import SessionCreate
+from aiosd.records import Session
+from aiosd.tools.policy import check_permissions
+
+MAX_TITLE = 200
+"""Characters."""
+
+
+def admit(
+    params: SessionCreate, config: Config, *, session_id: str, now: datetime
+) -> tuple[Session, str | None]:
+    """The session and its system text. Looks at the file system; raises InvalidParams."""
+    agent = None
+    if params.agent is not None:
+        agent = config.agents.get(params.agent)
+        if agent is None:
+            known = ", ".join(config.agents) or "none"
+            raise InvalidParams(f"agent: no `{params.agent}` in the config; there are: {known}")
+    permissions = params.permissions
+    if permissions is None:
+        permissions = (
+            agent.permissions if agent and agent.permissions is not None else config.default_permissions
+        )
+    check_permissions(permissions)
+    if params.max_usd is not None and not params.max_usd >= 0:
+        raise InvalidParams(f"max_usd: expected dollars, 0 or more, got {params.max_usd}")
+    if params.user_id is not None and not params.user_id.strip():
+        raise InvalidParams("user_id: expected a name")
+    workspace = None if params.workspace is None else _folder(params.workspace)
+    if params.write and workspace is None:
+        raise InvalidParams("write: needs a workspace")
+    session = Session(
+        session_id=session_id,
+        user_id=params.user_id or getpass.getuser(),
+        title=(params.title or "").strip()[:MAX_TITLE] or f"session {now:%Y-%m-%d %H:%M}",
+        agent=params.agent,
+        permissions=permissions,
+        privacy=params.privacy,
+        priority=params.priority,
+        max_usd=params.max_usd,
+        workspace=str(workspace) if workspace else None,
+        write=params.write,
+        state="open",
+        created_at=now,
+        used_at=now,
+    )
+    return session, params.system or (agent.system if agent else None)
+
+
+def _folder(text: str) -> Path:
+    """A folder that tools may see. The whole home or system is never one: keys and configs lie there."""
+    path = Path(text)
+    if not path.is_absolute():
+        raise InvalidParams(f"workspace: expected an absolute path, got `{text}`")
+    try:
+        path = path.resolve(strict=True)
+    except (OSError, RuntimeError) as exc:
+        raise InvalidParams(f"workspace: {text}: {getattr(exc, 'strerror', None) or exc}") from None
+    if not path.is_dir():
+        raise InvalidParams(f"workspace: {path} is no folder")
+    if path in (Path("/"), Path.home().resolve()):
+        raise InvalidParams(f"workspace: {path} is too much to show to tools; choose a folder below it")
+    return path

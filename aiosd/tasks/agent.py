@@ -1,0 +1,327 @@
+"""The loop of one task: ask `steps.next` what to do, do it, journal it, again. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+
+from aiosd.errors import AiosError, DeadlineExceeded, InvalidState
+from aiosd.events import Broker
+from aiosd.memory.memory import Memories, scope_of
+from aiosd.models.backend import Reply, TextDelta, ThinkingDelta
+from aiosd.models.pool import Pool
+from aiosd.protocol import SessionRun
+from aiosd.records import (
+    ENDED,
+    Event,
+    Kept,
+    MessageEvent,
+    ProgressEvent,
+    RouteEvent,
+    Session,
+    StateEvent,
+    Task,
+    TaskResult,
+    TaskState,
+    TextEvent,
+    ThinkingEvent,
+    Tier,
+    Tokens,
+    ToolCallEvent,
+    ToolResultEvent,
+    ToolUse,
+    Turn,
+    UsageEvent,
+)
+from aiosd.state import sessions, tasks
+from aiosd.state.database import Connection, Database
+from aiosd.state.memories import add as add_memories
+from aiosd.tasks import context, steps
+from aiosd.tasks.budget import Budget
+from aiosd.tools.registry import Registry
+
+RECALLED = 5
+"""Memories that a task is given."""
+
+TOOL_S = 120.0
+"""Seconds one tool call may take."""
+
+REMEMBERED_CHARS = 200
+"""Characters of a result that the session's memory of the task keeps."""
+
+E = TypeVar("E", bound=Event)
+
+
+class Hands(msgspec.Struct, frozen=True):
+    """What an agent acts with; opened once, in daemon.py."""
+
+    database: Database
+    broker: Broker
+    memory: Memories
+    registry: Registry
+    pool: Pool
+    budget: Budget
+    tiers: Mapping[str, Tier]
+    """By agent."""
+
+
+class Agent:
+    """One task from its journal, empty or not, to its end."""
+
+    def __init__(
+        self,
+        hands: Hands,
+        session: Session,
+        system: str | None,
+        task: Task,
+        params: SessionRun,
+        journal: Sequence[Kept],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._hands = hands
+        self._session = session
+        self._system = system
+        self._task = task
+        self._params = params
+        self._journal = list(journal)
+        self._clock = clock
+        self._turns: tuple[Turn, ...] = ()
+        self._partial = ""
+
+    @property
+    def is_over(self) -> bool:
+        last = self._journal[-1] if self._journal else None
+        return isinstance(last, StateEvent) and last.state in ENDED
+
+    async def run(self) -> None:
+        """Works until the task has an outcome, and keeps it. A bug rises."""
+        try:
+            with anyio.fail_after(self._params.timeout_s):
+                answer = await self._work()
+        except TimeoutError:
+            await self.end(
+                "failed", DeadlineExceeded(f"the task took more than {self._params.timeout_s:g} s")
+            )
+        except AiosError as exc:
+            await self.end("failed", exc)
+        else:
+            await self._complete(answer)
+
+    async def _work(self) -> steps.Answer:
+        self._turns = await self._hands.database.read(
+            lambda c: sessions.turns(c, self._session.session_id, context.TURNS)
+        )
+        if not any(isinstance(e, StateEvent) and e.state == "working" for e in self._journal):
+            await self._record(self._new(StateEvent, state="working"))
+        max_steps = self._params.max_steps or steps.MAX_STEPS
+        while True:
+            match steps.next(self._journal, max_steps=max_steps):
+                case steps.Recall():
+                    await self._recall()
+                case steps.Infer():
+                    await self._infer()
+                case steps.CallTools(calls):
+                    async with anyio.create_task_group() as together:
+                        for call in calls:
+                            together.start_soon(self._call, call)
+                case steps.Interrupted(calls):
+                    names = ", ".join(call.name for call in calls)
+                    raise InvalidState(
+                        f"the daemon stopped while {names} ran; whether it took effect is not known, so it was"
+                        " not run again"
+                    )
+                case steps.Answer() as answer:
+                    return answer
+
+    async def _recall(self) -> None:
+        memories = await self._hands.memory.recall(scope_of(self._session), self._params.task, n=RECALLED)
+        await self._record(self._new(ProgressEvent, stage="recalled", memories=memories))
+
+    async def _infer(self) -> None:
+        hands, params = self._hands, self._params
+        tools = await hands.registry.offered(self._session, params.tools)
+        tier = params.tier or hands.tiers.get(self._session.agent or "", "balanced")
+        request = context.request(
+            self._session, self._system, params, self._turns, self._journal, tools, tier
+        )
+        self._partial = ""
+        thinking = 0
+
+        async def on_delta(delta: TextDelta | ThinkingDelta) -> None:
+            nonlocal thinking
+            if isinstance(delta, TextDelta):
+                hands.broker.publish(self._new(TextEvent, offset=len(self._partial), text=delta.text))
+                self._partial += delta.text
+            else:
+                hands.broker.publish(self._new(ThinkingEvent, offset=thinking, text=delta.text))
+                thinking += len(delta.text)
+
+        async def on_wait(why: str) -> None:
+            await self._record(self._new(ProgressEvent, stage="queued", detail=why))
+
+        async def reserve(usd: float) -> None:
+            await hands.budget.hold(self._session, self._task.task_id, params.max_usd, usd)
+
+        try:
+            reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
+            await self._record_reply(reply)
+        finally:
+            with anyio.CancelScope(shield=True):  # memory only, but for a lock that is never held for long
+                await hands.budget.release(self._task.task_id)
+
+    async def _record_reply(self, reply: Reply) -> None:
+        await self._record(
+            self._new(RouteEvent, decision=reply.decision),
+            self._new(
+                MessageEvent,
+                ahead=1,
+                text=reply.text,
+                thinking=reply.thinking,
+                tool_calls=reply.tool_calls,
+                stop_reason=reply.stop_reason,
+                generated=reply.generated,
+                abstained=reply.abstained,
+                backend=reply.backend,
+                model=reply.model,
+                sources=reply.sources,
+            ),
+            self._new(UsageEvent, ahead=2, usage=reply.usage, cost_usd=reply.cost_usd),
+        )
+
+    async def _call(self, call: ToolUse) -> None:
+        """A tool's failure is told to the model, which may do better."""
+        await self._record(
+            self._new(
+                ToolCallEvent,
+                call_id=call.call_id,
+                name=call.name,
+                arguments=call.arguments,
+                status="in_progress",
+            )
+        )
+        try:
+            self._allow(call)
+            result = await self._hands.registry.call(
+                self._session, call.name, call.arguments, timeout_s=TOOL_S
+            )
+            failed, text = result.is_error, "\n".join(block.text for block in result.content)
+        except AiosError as exc:
+            failed, text = True, str(exc)
+        await self._record(
+            self._new(
+                ToolResultEvent,
+                call_id=call.call_id,
+                name=call.name,
+                status="failed" if failed else "completed",
+                text=text,
+            )
+        )
+
+    def _allow(self, call: ToolUse) -> None:
+        """A model may name any tool; what the run was narrowed to still holds."""
+        if self._params.tools is not None and call.name not in self._params.tools:
+            raise InvalidState(f"the tool {call.name} was not offered")
+
+    async def _complete(self, answer: steps.Answer) -> None:
+        message = answer.message
+        result = self._result(
+            "completed",
+            text=message.text,
+            stop_reason="max_steps" if answer.out_of_steps else message.stop_reason,
+            message=message,
+        )
+        if self._params.schema is not None and message.text:
+            result = msgspec.structs.replace(result, result=msgspec.json.decode(message.text))
+        now = self._clock()
+        privacy = context.privacy(self._session, self._turns, self._journal)
+        memory = self._hands.memory.record(
+            self._session,
+            f"Task: {self._params.task}\nResult: {message.text[:REMEMBERED_CHARS]}",
+            kind="task",
+            source=f"task:{self._task.task_id}",
+            privacy=privacy,
+            created_at=now,
+        )
+        session_id = self._session.session_id
+
+        def keep(c: Connection) -> None:
+            for role, content in (("user", self._params.task), ("assistant", message.text)):
+                if content:
+                    turn = Turn(
+                        role=role,  # type: ignore[arg-type]  # a literal, two lines above
+                        content=content,
+                        created_at=now,
+                        task_id=self._task.task_id,
+                        privacy=privacy,
+                    )
+                    sessions.add_turn(c, session_id, turn)
+            add_memories(c, [memory])
+            sessions.touch(c, session_id, now)
+            tasks.finish(c, self._task.task_id, result=result, error=None)
+
+        await self._record(self._new(StateEvent, state="completed"), also=keep)
+        await self._hands.memory.index([memory])
+
+    async def end(self, state: TaskState, exc: AiosError) -> None:
+        """Keeps that the task failed or was cancelled, with what there was."""
+        message = next((e for e in reversed(self._journal) if isinstance(e, MessageEvent)), None)
+        text = self._partial or (message.text if message else "")
+        result = self._result(state, text=text, stop_reason="cancelled", message=message)
+        wire = exc.to_wire()
+        wire["data"] = wire.get("data", {}) | {"result": msgspec.to_builtins(result)}
+        await self._record(
+            self._new(StateEvent, state=state),
+            also=lambda c: tasks.finish(c, self._task.task_id, result=None, error=wire),
+        )
+
+    def _result(
+        self, state: TaskState, *, text: str, stop_reason: Any, message: MessageEvent | None
+    ) -> TaskResult:
+        used = [e for e in self._journal if isinstance(e, UsageEvent)]
+        routes = [e for e in self._journal if isinstance(e, RouteEvent)]
+        generated = message.generated if message else False
+        return TaskResult(
+            task_id=self._task.task_id,
+            session_id=self._session.session_id,
+            state=state,
+            result=text,
+            stop_reason=stop_reason,
+            generated=generated,
+            abstained=message.abstained if message else False,
+            backend=message.backend if message else None,
+            model=message.model if message else None,
+            sources=context.sources(self._params, self._journal)
+            if generated
+            else (message.sources if message else ()),
+            usage=Tokens(
+                input_tokens=sum(e.usage.input_tokens for e in used),
+                output_tokens=sum(e.usage.output_tokens for e in used),
+            ),
+            cost_usd=sum(e.cost_usd for e in used),
+            decision=routes[-1].decision if routes else None,
+        )
+
+    def _new(self, cls: type[E], *, ahead: int = 0, **fields: Any) -> E:
+        """The next event, or the one `ahead` of it in the same commit. A delta carries the last kept number."""
+        kept = self._journal[-1].seq if self._journal else 0
+        seq = kept if cls in (TextEvent, ThinkingEvent) else kept + 1 + ahead
+        return cls(task_id=self._task.task_id, seq=seq, at=self._clock(), **fields)
+
+    async def _record(self, *events: Kept, also: Callable[[Connection], None] | None = None) -> None:
+        """On the disk first, then in the journal and told to watchers."""
+
+        def write(c: Connection) -> None:
+            tasks.append(c, *events)
+            if also is not None:
+                also(c)
+
+        self._journal += events  # numbered from here on, as calls run side by side
+        with anyio.CancelScope(
+            shield=True
+        ):  # a commit that is under way must be told of; it lasts milliseconds
+            await self._hands.database.write(write)
+        self._hands.broker.publish(*events)

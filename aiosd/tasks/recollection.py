@@ -1,0 +1,52 @@
+"""The memory tools a model may call: they act for the session that calls, and see what it may see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+from aiosd.memory.memory import Memories, scope_of
+from aiosd.protocol import NewMemory
+from aiosd.records import Session
+from aiosd.tools.kernel import KernelTool, kernel_tool
+
+MODEL_TRUST = 0.5
+"""Trust in what a model chose to remember; what the user said is 1."""
+
+
+def memory_tools(memories: Memories) -> Mapping[str, KernelTool]:
+    async def remember(
+        session: Session, content: Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
+    ) -> str:
+        """Remember a fact for later runs.
+
+        Args:
+            content: The fact, in a sentence that can be understood alone.
+        """
+        await memories.remember(
+            session, [NewMemory(content=content, source="tool:remember")], trust=MODEL_TRUST
+        )
+        return f"Remembered: {content}"
+
+    async def recall(
+        session: Session,
+        query: Annotated[str, msgspec.Meta(min_length=1)],
+        n: Annotated[int, msgspec.Meta(ge=1, le=20)] = 5,
+    ) -> str:
+        """Recall what was remembered earlier that fits a query.
+
+        Args:
+            query: What to look for.
+            n: How many at most.
+        """
+        found = await memories.recall(scope_of(session), query, n=n)
+        # Private memories stay out of a session whose text may leave: a tool's result is part of the next prompt.
+        open_to = [m for m in found if session.privacy == "local" or m.privacy == "any"]
+        return "\n".join(f"[{m.created_at.isoformat()}] {m.content}" for m in open_to) or "Nothing found."
+
+    return {
+        "remember": kernel_tool(remember, permissions=["memory"]),
+        "recall": kernel_tool(recall, permissions=["memory"], read_only=True),
+    }

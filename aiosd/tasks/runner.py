@@ -1,0 +1,250 @@
+"""Starting, watching and ending tasks. A task belongs to the daemon, not to the connection that asked for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import anyio
+from anyio.abc import TaskGroup
+
+from aiosd.errors import (
+    AiosError,
+    Cancelled,
+    DeadlineExceeded,
+    InternalError,
+    InvalidParams,
+    InvalidState,
+    Overloaded,
+    from_wire,
+)
+from aiosd.protocol import SessionRun
+from aiosd.records import (
+    ENDED,
+    AnyEvent,
+    Kept,
+    Session,
+    StateEvent,
+    Task,
+    TaskResult,
+    TextEvent,
+    ThinkingEvent,
+)
+from aiosd.state import sessions, tasks
+from aiosd.state.database import Connection
+from aiosd.tasks.agent import Agent, Hands
+
+logger = logging.getLogger(__name__)
+
+MAX_OPEN = 1000
+"""Tasks that may be open at once; one more is answered `overloaded`."""
+
+MAX_TASK = 100_000
+"""Characters of a task. What is longer is an input."""
+
+
+class Run:
+    """A task while it is open."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.scope = anyio.CancelScope()
+        self.ended = anyio.Event()
+        self.cancelled = False
+        """By a caller; a daemon that stops ends the run too, but leaves the task open."""
+
+
+class Runner:
+    def __init__(self, hands: Hands, running: TaskGroup) -> None:
+        self._hands = hands
+        self._running = running
+        self._runs: dict[str, Run] = {}
+
+    @property
+    def open(self) -> int:
+        return len(self._runs)
+
+    async def idle(self) -> None:
+        """Returns once no task is open."""
+        while self._runs:
+            await next(iter(self._runs.values())).ended.wait()
+
+    async def start(self, params: SessionRun) -> Task:
+        """The task, once its row is on the disk. With an idempotency_key seen before, the task it made.
+
+        Raises NotFound, InvalidState for a closed session, InvalidParams, Overloaded."""
+        _check(params)
+        if len(self._runs) >= MAX_OPEN:
+            raise Overloaded(f"{MAX_OPEN} tasks are open; wait until one ends")
+        task_id = str(uuid4())
+        now = datetime.now(UTC)
+
+        def create(c: Connection) -> tuple[Session, str | None, Task, tuple[Kept, ...]]:
+            session = sessions.get(c, params.session_id)
+            if session.state != "open":
+                raise InvalidState(f"the session {session.title!r} is closed", hint="aiosctl session create")
+            task = tasks.insert(
+                c,
+                task_id,
+                session.session_id,
+                params=params,
+                priority=session.priority,
+                created_at=now,
+                idempotency_key=params.idempotency_key,
+            )
+            queued: tuple[Kept, ...] = ()
+            if task.task_id == task_id:
+                queued = (StateEvent(task_id=task_id, seq=1, at=now, state="queued"),)
+                tasks.append(c, *queued)
+                sessions.touch(c, session.session_id, now)
+            return session, sessions.system(c, session.session_id), task, queued
+
+        session, system, task, queued = await self._hands.database.write(create)
+        if queued:
+            self._go(session, system, task, params, queued)
+        return task
+
+    async def recover(self) -> int:
+        """Takes up every task that a daemon before this one left open, from where its journal ends."""
+
+        def read(c: Connection) -> list[tuple[Session, str | None, Task, SessionRun, tuple[Kept, ...]]]:
+            return [
+                (
+                    sessions.get(c, task.session_id),
+                    sessions.system(c, task.session_id),
+                    task,
+                    tasks.params(c, task.task_id),
+                    tasks.events(c, task.task_id),
+                )
+                for task in tasks.unended(c)
+            ]
+
+        left = await self._hands.database.read(read)
+        for session, system, task, params, journal in left:
+            self._go(session, system, task, params, journal)
+        return len(left)
+
+    async def cancel(self, task_id: str) -> Task:
+        """The task as it is once it has ended. Raises NotFound, and InvalidState if it had ended before."""
+        task = await self._get(task_id)
+        run = self._runs.get(task_id)
+        if run is None:
+            raise InvalidState(f"task {task.number} is {task.state} already")
+        run.cancelled = True
+        run.scope.cancel()
+        await run.ended.wait()
+        return await self._get(task_id)
+
+    async def end_session(self, session_id: str) -> None:
+        """Cancels what runs in the session and lets go of what it holds."""
+        opened = await self._hands.database.read(tasks.unended)
+        for task in opened:
+            if task.session_id == session_id and task.task_id in self._runs:
+                await self.cancel(task.task_id)
+        await self._hands.registry.end(session_id)
+
+    async def wait(self, task_id: str, timeout_s: float | None = None) -> TaskResult:
+        """The result of a completed task; otherwise raises what ended it. DeadlineExceeded leaves it running."""
+        if (run := self._runs.get(task_id)) is not None:
+            with anyio.move_on_after(timeout_s) as patience:
+                await run.ended.wait()
+            if patience.cancelled_caught:
+                raise DeadlineExceeded(f"the task still runs after {timeout_s:g} s", task_id=task_id)
+        return _outcome(await self._get(task_id))
+
+    async def watch(self, task_id: str, after_seq: int = 0) -> AsyncIterator[AnyEvent]:
+        """The task's events after this number, each kept one once and in order, then live until it ends."""
+        database = self._hands.database
+        with self._hands.broker.watch(task_id) as watcher:
+            # Watching begins before the ledger is read, so that nothing falls between the two.
+            events: list[AnyEvent] | tuple[AnyEvent, ...] = await database.read(
+                lambda c: tasks.events(c, task_id, after_seq)
+            )
+            seen = after_seq
+            if task_id not in self._runs:
+                task = await self._get(task_id)
+                if task.state in ENDED and not events:
+                    return
+            while True:
+                for event in events:
+                    if isinstance(event, TextEvent | ThinkingEvent):
+                        yield event
+                    elif event.seq > seen:
+                        seen = event.seq
+                        yield event
+                        if isinstance(event, StateEvent) and event.state in ENDED:
+                            return
+                live = await watcher.next()
+                since = seen
+                events = (
+                    live
+                    if live is not None
+                    else await database.read(
+                        lambda c, since=since: tasks.events(c, task_id, since)  # type: ignore[misc]
+                    )
+                )
+
+    async def _get(self, task_id: str) -> Task:
+        return await self._hands.database.read(lambda c: tasks.get(c, task_id))
+
+    def _go(
+        self, session: Session, system: str | None, task: Task, params: SessionRun, journal: tuple[Kept, ...]
+    ) -> None:
+        run = Run(Agent(self._hands, session, system, task, params, journal))
+        self._runs[task.task_id] = run
+        self._hands.broker.publish(*journal)
+        self._running.start_soon(self._work, run, task, name=f"task {task.number}")
+
+    async def _work(self, run: Run, task: Task) -> None:
+        try:
+            with run.scope:
+                try:
+                    await run.agent.run()
+                except AiosError:
+                    raise
+                except Exception:
+                    logger.exception("a bug in a task", extra={"task_id": task.task_id})
+                    await run.agent.end("failed", InternalError("a bug; its traceback is in the log"))
+            if run.cancelled and not run.agent.is_over:
+                await run.agent.end("cancelled", Cancelled("the task was cancelled"))
+        except AiosError:
+            logger.exception("the end of a task could not be kept", extra={"task_id": task.task_id})
+        finally:
+            del self._runs[task.task_id]
+            run.ended.set()
+
+
+@asynccontextmanager
+async def open_runner(hands: Hands) -> AsyncIterator[Runner]:
+    """Tasks run inside this block. Leaving it stops them where they are: their journals stay, and `recover`
+    takes them up."""
+    async with anyio.create_task_group() as running:
+        yield Runner(hands, running)
+        running.cancel_scope.cancel()
+
+
+def _check(params: SessionRun) -> None:
+    if not params.task.strip():
+        raise InvalidParams("task: expected some text")
+    if len(params.task) > MAX_TASK:
+        raise InvalidParams(
+            f"task: {len(params.task)} characters; at most {MAX_TASK}, give the rest as an input",
+            hint="aiosctl run -f FILE ...",
+        )
+    for name in ("max_tokens", "max_steps", "latency_budget_ms", "timeout_s"):
+        value = getattr(params, name)
+        if value is not None and not value > 0:
+            raise InvalidParams(f"{name}: expected a number above 0, got {value}")
+    if params.max_usd is not None and not params.max_usd >= 0:
+        raise InvalidParams(f"max_usd: expected dollars, 0 or more, got {params.max_usd}")
+
+
+def _outcome(task: Task) -> TaskResult:
+    if task.result is not None:
+        return task.result
+    if task.error is not None:
+        raise from_wire(task.error)
+    raise InvalidState(f"task {task.number} is {task.state}: the daemon is stopping")

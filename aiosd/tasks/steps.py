@@ -1,0 +1,63 @@
+"""What an agent does next, decided from its task's journal alone: the same journal always goes on the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from aiosd.records import Kept, MessageEvent, ProgressEvent, ToolCallEvent, ToolResultEvent, ToolUse
+
+MAX_STEPS = 12
+"""Model replies in one task, unless the caller says otherwise."""
+
+
+class Recall(msgspec.Struct, frozen=True):
+    """Ask memory what fits the task."""
+
+
+class Infer(msgspec.Struct, frozen=True):
+    """Ask a model, with all that the journal holds."""
+
+
+class CallTools(msgspec.Struct, frozen=True):
+    """Call these, each once."""
+
+    calls: tuple[ToolUse, ...]
+
+
+class Interrupted(msgspec.Struct, frozen=True):
+    """These calls had begun when the daemon stopped: nobody knows whether they took effect."""
+
+    calls: tuple[ToolCallEvent, ...]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The task is done; `out_of_steps` if the model wanted to go on."""
+
+    message: MessageEvent
+    out_of_steps: bool
+
+
+Action = Recall | Infer | CallTools | Interrupted | Answer
+
+
+def next(journal: Sequence[Kept], *, max_steps: int = MAX_STEPS) -> Action:
+    """The next action: recall, then infer and call tools in turn, until a reply asks for no tool."""
+    messages = [e for e in journal if isinstance(e, MessageEvent)]
+    if not messages:
+        recalled = any(isinstance(e, ProgressEvent) and e.stage == "recalled" for e in journal)
+        return Infer() if recalled else Recall()
+    last = messages[-1]
+    since = journal[journal.index(last) + 1 :]
+    ended = {e.call_id for e in since if isinstance(e, ToolResultEvent)}
+    begun = [e for e in since if isinstance(e, ToolCallEvent) and e.call_id not in ended]
+    if begun:
+        return Interrupted(tuple(begun))
+    if waiting := tuple(call for call in last.tool_calls if call.call_id not in ended):
+        if len(messages) >= max_steps:
+            return Answer(last, out_of_steps=True)
+        return CallTools(waiting)
+    if last.tool_calls:
+        return Infer()
+    return Answer(last, out_of_steps=False)
