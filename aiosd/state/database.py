@@ -317,3 +317,11 @@ def _connect_reader(path: Path) -> Connection:
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None
     )
+
+
+def counts(c: Connection) -> dict[str, int]:
+    """Rows of each noun."""
+    return {
+        noun: c.execute(f"SELECT count(*) FROM {noun}").fetchone()[0]
+        for noun in ("sessions", "tasks", "memories")
+    }

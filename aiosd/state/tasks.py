@@ -141,11 +141,19 @@ def append(c: Connection, *events: Kept) -> None:
     one wins.
     """
     for event in events:
+        known("task", event.task_id)
+        match event:
+            case StateEvent():
+                _change_state(c, event)
+            case MessageEvent():
+                c.execute("UPDATE tasks SET steps = steps + 1 WHERE task_id = ?", (event.task_id,))
+            case UsageEvent() if event.cost_usd:
+                _spend(c, event)
         try:
             c.execute(
                 "INSERT INTO events (task_id, seq, kind, body) VALUES (?, ?, ?, ?)",
                 (
-                    known("task", event.task_id),
+                    event.task_id,
                     event.seq,
                     event.__struct_config__.tag,
                     msgspec.json.encode(event).decode(),
@@ -154,21 +162,6 @@ def append(c: Connection, *events: Kept) -> None:
         except c.IntegrityError:
             get(c, event.task_id)  # raises if it is the task that is missing; else the number was used before
             raise
-        match event:
-            case StateEvent():
-                _change_state(c, event)
-            case MessageEvent():
-                c.execute("UPDATE tasks SET steps = steps + 1 WHERE task_id = ?", (event.task_id,))
-            case UsageEvent() if event.cost_usd:
-                c.execute(
-                    "UPDATE tasks SET cost_usd = cost_usd + ? WHERE task_id = ?",
-                    (event.cost_usd, event.task_id),
-                )
-                c.execute(
-                    "INSERT INTO spending (at, cost_usd, session_id, task_id)"
-                    " SELECT ?, ?, session_id, task_id FROM tasks WHERE task_id = ?",
-                    (micros(event.at), event.cost_usd, event.task_id),
-                )
 
 
 def _change_state(c: Connection, event: StateEvent) -> None:
@@ -186,6 +179,15 @@ def _change_state(c: Connection, event: StateEvent) -> None:
     if not changed.rowcount:
         task = get(c, event.task_id)
         raise InvalidState(f"task {task.number} is {task.state}: it cannot become {event.state}")
+
+
+def _spend(c: Connection, event: UsageEvent) -> None:
+    c.execute("UPDATE tasks SET cost_usd = cost_usd + ? WHERE task_id = ?", (event.cost_usd, event.task_id))
+    c.execute(
+        "INSERT INTO spending (at, cost_usd, session_id, task_id)"
+        " SELECT ?, ?, session_id, task_id FROM tasks WHERE task_id = ?",
+        (micros(event.at), event.cost_usd, event.task_id),
+    )
 
 
 def finish(c: Connection, task_id: str, *, result: TaskResult | None, error: dict[str, Any] | None) -> None:
