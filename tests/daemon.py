@@ -1,0 +1,131 @@
+"""A real daemon in a folder of its own, and the ways in: the client, aiosctl, and raw bytes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from aiosctl.client import Client
+from aiosd import protocol as p
+from aiosd import records as r
+
+R = TypeVar("R")
+
+PATIENCE_S = 60.0
+"""For a daemon to start or stop on a machine that is busy with other things."""
+
+NOBODY = "127.0.0.1:9"
+"""Where no Ollama listens, so that one on this machine does not take part in a test."""
+
+
+class Daemon:
+    """`python -m aiosd` with AIOSD_HOME in `home`. Killed when its block ends, if the test has not ended it."""
+
+    def __init__(self, home: Path, config: str = "", environ: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.socket = home / "run" / "aiosd.sock"
+        self.log = home / "log"
+        home.mkdir(parents=True, exist_ok=True)
+        if config:
+            (home / "config.toml").write_text(config)
+        keep = {
+            k: os.environ[k] for k in ("PATH", "LANG", "HOME", "COVERAGE_PROCESS_START") if k in os.environ
+        }
+        self.environ = keep | {"AIOSD_HOME": str(home), "OLLAMA_HOST": NOBODY, "TZ": "UTC", **(environ or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
+
+    def start(self) -> Self:
+        """Returns once the daemon says READY=1; fails with its log if it ends before."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind("")  # the kernel chooses an abstract name
+            ready.settimeout(PATIENCE_S)
+            address = "@" + ready.getsockname()[1:].decode()
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "aiosd"],
+                    env=self.environ | {"NOTIFY_SOCKET": address},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                )
+            pidfd = os.pidfd_open(self.process.pid)
+            try:
+                found, _, _ = select.select([ready, pidfd], [], [], PATIENCE_S)
+                assert ready in found and ready.recv(100) == b"READY=1", self.log.read_text()
+            finally:
+                os.close(pidfd)
+        return self
+
+    def kill(self) -> None:
+        """kill -9, as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, how: signal.Signals) -> int:
+        if self.process is None:
+            return 0
+        self.process.send_signal(how)
+        out, _ = self.process.communicate(timeout=PATIENCE_S)
+        assert out == b"", "the daemon wrote on stdout"
+        status = self.process.returncode
+        self.process = None
+        return status
+
+    def call(self, params: p.Params[R]) -> R:
+        with Client(self.socket) as client:
+            return client.call(params)
+
+    def session(self, **fields: Any) -> r.Session:
+        return self.call(p.SessionCreate(**fields))
+
+    def run(self, session: r.Session, task: str, **fields: Any) -> r.TaskResult:
+        return self.call(p.SessionRun(session_id=session.session_id, task=task, **fields))
+
+    def ctl(
+        self,
+        *args: str,
+        stdin: bytes | None = None,
+        cwd: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """aiosctl with these arguments, as a shell runs it; without stdin, /dev/null."""
+        done = subprocess.run(
+            [sys.executable, "-m", "aiosctl", *args],
+            env=self.environ | (environ or {}),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=PATIENCE_S,
+            cwd=cwd,
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    def raw(self, data: bytes) -> bytes:
+        """All that comes back for these bytes once no more are sent."""
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.settimeout(PATIENCE_S)
+            stream.connect(str(self.socket))
+            stream.sendall(data)
+            stream.shutdown(socket.SHUT_WR)
+            got = bytearray()
+            while piece := stream.recv(65536):
+                got += piece
+            return bytes(got)
