@@ -1,0 +1,107 @@
+"""Finds the tools of a host: the builtin ones and those in the user's files. Runs the user's code, so it runs in
+the host only."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple
+
+from aiosd.records import Tool
+from aiosd.tools import MARK, Marked, builtin
+from aiosd.tools.schema import NotATool, Signature, signature, tool_of
+from aiosd.tools.wire import Problem
+
+IMPORT_S = 10
+"""Seconds that one file may take to import."""
+
+
+class Loaded(NamedTuple):
+    tool: Tool
+    signature: Signature
+    function: Callable[..., Any]
+
+
+class ImportTooSlow(Exception):
+    """Raised inside a file that does not come to its end."""
+
+
+def load(folders: Sequence[Path]) -> tuple[dict[str, Loaded], tuple[Problem, ...]]:
+    """Tools by name, and what was passed over and why: never does one file keep another's tools away."""
+    tools: dict[str, Loaded] = {}
+    problems: list[Problem] = []
+    _collect(builtin, tools, problems)
+    for number, folder in enumerate(folders):
+        sys.path.append(str(folder))  # last, so that `calendar.py` among the tools shadows nothing
+        for path in sorted(folder.glob("*.py")):
+            if not path.name.startswith("_"):
+                _load_file(path, f"aiosd_tools_{number}_{path.stem}", tools, problems)
+    return tools, tuple(problems)
+
+
+def _load_file(path: Path, module_name: str, tools: dict[str, Loaded], problems: list[Problem]) -> None:
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their own module up there
+    try:
+        with _time_limit():
+            spec.loader.exec_module(module)
+    except BaseException as exc:  # noqa: BLE001 - it may also call sys.exit(); the other files still load
+        del sys.modules[module_name]
+        traceback.print_exc()
+        problems.append(_problem(path, exc))
+    else:
+        _collect(module, tools, problems)
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    def too_slow(signum: int, frame: FrameType | None) -> None:
+        raise ImportTooSlow(f"importing it took longer than {IMPORT_S} s")
+
+    before = signal.signal(signal.SIGALRM, too_slow)
+    signal.setitimer(signal.ITIMER_REAL, IMPORT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _problem(path: Path, exc: BaseException) -> Problem:
+    if isinstance(exc, SyntaxError) and exc.filename == str(path):
+        return Problem(file=str(path), line=exc.lineno, error=f"{type(exc).__name__}: {exc.msg}")
+    frames = traceback.extract_tb(exc.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+    return Problem(file=str(path), line=line, error="".join(traceback.format_exception_only(exc)).strip())
+
+
+def _collect(module: ModuleType, tools: dict[str, Loaded], problems: list[Problem]) -> None:
+    for function in list(vars(module).values()):
+        # what a file imports from another is the other's
+        if not callable(function) or getattr(function, "__module__", None) != module.__name__:
+            continue
+        marked = getattr(function, MARK, None)
+        if isinstance(marked, Marked):
+            try:
+                loaded = _loaded(function, marked)
+                if loaded.tool.name in tools:
+                    raise NotATool(f"`{loaded.tool.name}`: there is a tool of that name already")
+            except NotATool as exc:
+                line = function.__code__.co_firstlineno if inspect.isfunction(function) else None
+                problems.append(Problem(file=str(module.__file__), line=line, error=str(exc)))
+            else:
+                tools[loaded.tool.name] = loaded
+
+
+def _loaded(function: Callable[..., Any], marked: Marked) -> Loaded:
+    found = signature(function)
+    return Loaded(tool_of(found, marked), found, function)

@@ -1,0 +1,202 @@
+"""The tools there are, and calls of them: the one way to a tool, for models and for the owner alike.
+
+Every call is checked in the same order: is there such a tool, may the session use it, is its rate left, do the
+arguments fit. Users' code is known here by its description only, and runs in a tool host.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from aiosd.child import ChildDied, open_child
+from aiosd.errors import DeadlineExceeded, InvalidParams, NotFound, PermissionDenied, RateLimited, ToolFailed
+from aiosd.records import Session, Tool, ToolResult
+from aiosd.tools import limits, policy
+from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, host_argv
+from aiosd.tools.kernel import KernelTool
+from aiosd.tools.wire import Call, Description, Problem
+
+START_S = 30.0
+"""Seconds for a host to start and import the user's files; a call's own time begins after that."""
+
+MAX_BUCKETS = 10_000
+"""Rate limits kept before those that are full again are dropped."""
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_registry(
+    folders: Sequence[Path],
+    workspaces: Callable[[Session], Path],
+    kernel: Mapping[str, KernelTool],
+    *,
+    max_hosts: int = MAX_HOSTS,
+) -> AsyncIterator[Registry]:
+    """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder."""
+    async with anyio.create_task_group() as tasks:
+        hosts = Hosts(tasks, lambda: host_argv(folders), workspaces, max_hosts)
+        try:
+            yield Registry(folders, hosts, kernel)
+        finally:
+            hosts.close()
+
+
+class Registry:
+    def __init__(self, folders: Sequence[Path], hosts: Hosts, kernel: Mapping[str, KernelTool]) -> None:
+        self._folders = tuple(folders)
+        self._hosts = hosts
+        self._kernel = {entry.tool.name: entry for entry in kernel.values()}
+        self._tools: dict[str, Tool] = {}
+        self._problems: tuple[Problem, ...] = ()
+        self._stamp: Stamp | None = None
+        self._describing = anyio.Lock()
+        self._buckets: dict[tuple[str, str], limits.Bucket] = {}
+
+    async def list(self) -> tuple[Tool, ...]:
+        """Every tool, by name. Asks a host whenever the user's files have changed; raises ToolFailed where none starts."""
+        tools, _ = await self._described()
+        return tuple(tools[name] for name in sorted(tools))
+
+    async def get(self, name: str) -> Tool:
+        tools, _ = await self._described()
+        if name in tools:
+            return tools[name]
+        near = difflib.get_close_matches(name, tools, n=3)
+        meant = f"; did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else ""
+        raise NotFound(f"there is no tool `{name[:80]}`{meant}")
+
+    async def offered(self, session: Session, narrowed: Sequence[str] | None = None) -> tuple[Tool, ...]:
+        """The tools that a run of the session is given. Raises NotFound where `narrowed` names none."""
+        for name in narrowed or ():
+            await self.get(name)
+        return policy.offered(await self.list(), session.permissions, narrowed)
+
+    async def problems(self) -> tuple[Problem, ...]:
+        """The user's files and tools that were passed over, and why."""
+        await self._described()
+        return self._problems
+
+    async def end(self, session_id: str) -> None:
+        """Ends the session's tool host and the calls that run in it."""
+        await self._hosts.end(session_id)
+
+    async def call(
+        self, session: Session, name: str, arguments: Mapping[str, Any], *, timeout_s: float
+    ) -> ToolResult:
+        """What the tool gave; where the tool itself raised, a result with `is_error`. Cancelling kills the call.
+
+        Raises NotFound, PermissionDenied, RateLimited, InvalidParams (which costs no rate), DeadlineExceeded,
+        ToolFailed, Overloaded, InvalidState.
+        """
+        tools, stamp = await self._described()
+        tool = await self.get(name) if name not in tools else tools[name]
+        if why := policy.denial(tool, session.permissions):
+            raise PermissionDenied(f"session `{session.title}` may not use `{name}`: {why}")
+        self._take(session.user_id, tool)
+        try:
+            if name in self._kernel:
+                return await self._call_kernel(self._kernel[name], session, arguments, timeout_s)
+            return await self._call_host(session, stamp, name, arguments, timeout_s)
+        except InvalidParams:
+            self._give_back(session.user_id, tool)
+            raise
+
+    # --- calls -----------------------------------------------------------------------------------------
+
+    async def _call_kernel(
+        self, entry: KernelTool, session: Session, arguments: Mapping[str, Any], timeout_s: float
+    ) -> ToolResult:
+        with anyio.move_on_after(timeout_s):
+            return await entry.handler(session, dict(arguments))
+        raise DeadlineExceeded(f"tool `{entry.tool.name}` did not answer within {timeout_s:g} s")
+
+    async def _call_host(
+        self, session: Session, stamp: Stamp, name: str, arguments: Mapping[str, Any], timeout_s: float
+    ) -> ToolResult:
+        call = Call(name=name, arguments=msgspec.Raw(msgspec.json.encode(arguments)), timeout_s=timeout_s)
+        async with self._hosts.use(session, stamp, timeout_s=timeout_s) as child:
+            # The host keeps the deadline and says so; this is for a host that does not start or hangs itself.
+            with anyio.move_on_after(START_S + timeout_s):
+                try:
+                    answer = await child.call("call", call, timeout_s=2 * (START_S + timeout_s))
+                except ChildDied as exc:
+                    raise ToolFailed(f"tool `{name}`: {exc}") from exc
+                return msgspec.convert(answer, ToolResult)
+            child.kill()
+        raise DeadlineExceeded(f"tool `{name}`: its host did not answer and was killed")
+
+    def _take(self, user_id: str, tool: Tool) -> None:
+        if tool.rate_limit is None:
+            return
+        now = anyio.current_time()
+        key = (user_id, tool.name)
+        bucket = self._buckets.get(key) or limits.full(tool.rate_limit, now)
+        self._buckets[key], wait_s = limits.take(bucket, tool.rate_limit, now)
+        if wait_s:
+            raise RateLimited(
+                f"`{tool.name}` may be called {tool.rate_limit} times a minute; try again in {wait_s:.1f} s",
+                retry_after_s=wait_s,
+            )
+        if len(self._buckets) > MAX_BUCKETS:
+            self._buckets = {k: b for k, b in self._buckets.items() if now - b.at < limits.MINUTE_S}
+
+    def _give_back(self, user_id: str, tool: Tool) -> None:
+        key = (user_id, tool.name)
+        if tool.rate_limit is not None and key in self._buckets:
+            self._buckets[key] = limits.give_back(self._buckets[key], tool.rate_limit, anyio.current_time())
+
+    # --- what there is ---------------------------------------------------------------------------------
+
+    async def _described(self) -> tuple[dict[str, Tool], Stamp]:
+        """Tools by name, and the state of the user's files that they are of."""
+        stamp = _stamp(self._folders)
+        if stamp != self._stamp:
+            async with self._describing:  # the others wait for the one answer; it has a deadline
+                if stamp != self._stamp:
+                    self._learn(await self._ask())
+                    self._stamp = stamp
+        return self._tools, stamp
+
+    async def _ask(self) -> Description:
+        """From a host for this alone, in no workspace."""
+        async with open_child(
+            host_argv(self._folders), name="tool catalog", env=ENVIRONMENT, cwd=Path("/")
+        ) as child:
+            try:
+                answer = await child.call("describe", timeout_s=START_S)
+            except (ChildDied, DeadlineExceeded) as exc:
+                raise ToolFailed(f"the tools are not known: {exc}") from exc
+            return msgspec.convert(answer, Description)
+
+    def _learn(self, description: Description) -> None:
+        tools = {tool.name: tool for tool in description.tools}
+        taken = [
+            Problem(file="", line=None, error=f"`{name}`: there is a tool of that name already")
+            for name in self._kernel
+            if name in tools
+        ]
+        self._tools = tools | {name: entry.tool for name, entry in self._kernel.items()}
+        self._problems = (*description.problems, *taken)
+        for problem in self._problems:
+            logger.warning("tool passed over", extra={"problem": str(problem)})
+
+
+def _stamp(folders: Sequence[Path]) -> Stamp:
+    """Changes when a Python file in the folders does; a folder that is not there has none."""
+    stamp = []
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
+        with suppress(FileNotFoundError):  # removed since its folder was read, or a link to nothing
+            found = path.stat()
+            stamp.append((str(path), found.st_mtime_ns, found.st_size))
+    return tuple(stamp)

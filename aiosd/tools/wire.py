@@ -1,0 +1,31 @@
+"""What the registry and a tool host say to each other. `describe` takes nothing and gives a Description; `call`
+takes a Call and gives a ToolResult."""
+
+from __future__ import annotations
+
+import msgspec
+
+from aiosd.records import Tool
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    arguments: msgspec.Raw
+    """An object, not yet checked: only the host has the types."""
+    timeout_s: float
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the user's, or one tool in it, that was passed over."""
+
+    file: str
+    line: int | None
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.error}" if self.line else f"{self.file}: {self.error}"
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    tools: tuple[Tool, ...]
+    problems: tuple[Problem, ...]
