@@ -1,0 +1,195 @@
+"""Words of a text, reduced so that a question and its answer can meet: stems, stop words, near-synonyms.
+
+The lists are the English of technical writing in general, not of any one text. A language they do not
+know still matches word for word, and then more of a question has to be found before it counts as answered.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+
+TOKEN = re.compile(r"\w+(?:[.'’-]\w+)*")
+"""A word, an identifier, a dotted name, a number with a point."""
+
+_IDIOM = re.compile(r"\b(?:in order to|in case of|so as to|as well as|for example|such as)\b", re.IGNORECASE)
+"""Words that mean nothing by themselves where they stand together."""
+
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
+"""The parts of `copy2`, `break_long_words`, `FileHandler`."""
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """A word list as it reads best in source."""
+    return tuple(text.split())
+
+
+STOP = frozenset(
+    listed("""
+a about after again all already also am an and any are as at be been being both but by can cannot
+could did do does doing done each ever every for from had has have having he her here his how i if
+in into is it its itself just let may me might mine more must my no nor not now of off on once one
+only or other our out over own per please same shall she should so some such than that the their
+them then there these they this those through to too under until up upon us very via was we were
+what when where whether which while who whom whose why will with within without would yes yet you
+your
+""")
+)
+VAGUE = frozenset(
+    listed("""
+actually allow answer available behave call case come concern contain describe detail do document
+documentation exactly explain find following general get give go handle happen help include info
+information input instead involve keep kind know make mean mention name need nothing occur part
+passage possible present provide question quote read refer result say section see set show something
+specify state support take tell text thing try use want way work write put represent useful differ
+""")
+)
+"""Words that frame a question more often than they carry it."""
+CATEGORY = frozenset(
+    listed("""
+argument attribute class command constant field flag function input item key keyword member method
+module object option package parameter property setting string tool value variable
+""")
+)
+"""What a thing is called in general: the answer names the thing and may leave the category out."""
+
+_IRREGULAR = {
+    irregular: verb
+    for verb, forms in (
+        pair.split(":")
+        for pair in listed("""
+begin:began,begun break:broke,broken bring:brought build:built choose:chose,chosen do:did,done
+drop:dropped find:found forget:forgot,forgotten give:gave,given go:gone,went hide:hid,hidden
+hold:held keep:kept know:knew,known leave:left lie:lay,lain lose:lost make:made mean:meant meet:met
+pay:paid run:ran say:said see:saw,seen sell:sold send:sent show:shown speak:spoke,spoken spend:spent
+take:took,taken tell:told think:thought throw:threw,thrown understand:understood use:used,using,uses
+wake:woke,woken write:wrote,written index:indices,indexes vertex:vertices child:children
+person:people
+""")
+    )
+    for irregular in forms.split(",")
+}
+_SUFFIXES = listed("""
+ization isation ational ations ation iveness fulness ousness ively ments ment ness able ible ably
+ibly ally izers isers izer iser ize ise ance ence ity ous ful ive ions ion ers er ors or al ly
+""")
+
+_ALIKE = """
+abort cancel interrupt; add append insert attach; alter change modify update edit affect; argument
+parameter option flag keyword; attribute attr property field; attempt try; avoid prevent forbid disallow;
+begin start initial first; blank empty; char character; check test verify validate examine inspect; choose
+pick select; cmd command; combine join merge concatenate; complete finish end; compute calculate; config
+configuration configure setting; consist compose; contain include hold; convert transform translate turn;
+copy duplicate; cost price; create make build construct generate produce; daemon service; dest destination
+dst target; delete remove erase drop strip discard clear destroy; deny refuse reject; describe explain;
+dict dictionary mapping; dir directory folder; disable off; display show print; divide split separate;
+element item member entry; enable on; env environment; equal same identical; error exception exc raise
+fail failure throw; exist present; exit quit; expand replace substitute; expire timeout; fast quick speed;
+fetch get obtain retrieve; func function callable; gigabyte gb gib; handle treat process; hour h; ignore
+skip silence suppress; indent indentation; int integer; invoke call execute run launch spawn; keep
+preserve retain store save; kill terminate stop; kilobyte kb kib; largest maximum max most limit upper
+greatest longest highest; least minimum min smallest lower shortest; length len long size; lib library;
+license licence; limit restrict; location place path; mean denote stand indicate; megabyte mb mib;
+millisecond ms; msg message; name call; need require must; num number; obj object; order sort; overwrite
+replace; param parameter; parent base; perform do execute; permission permit allow; previous earlier;
+provide supply pass give; quantity amount; reason why because; resemble similar like; return yield give
+result; reverse opposite; safe secure; second sec s; separator delimiter; src source; str string text;
+subclass inherit derive; support handle accept understand; symlink symbolic link; temp temporary tmp; trim
+strip; truncate cut shorten; type kind; unchanged unaffected; unique distinct; version edition release;
+wait block; whitespace space; width column
+"""
+
+
+def lower(word: str) -> str:
+    return word.lower().replace("’", "'").removesuffix("'s")
+
+
+@functools.lru_cache(maxsize=65536)
+def stem(word: str) -> str:
+    """What `copies`, `copied` and `copying` share. `word` is lower case; identifiers and numbers stay as they are."""
+    if word in _IRREGULAR:
+        word = _IRREGULAR[word]
+    if len(word) < 4 or not word.isalpha():
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        word = word[:-3] + "y"
+    elif word.endswith(("sses", "shes", "ches", "xes")):
+        word = word[:-2]
+    elif word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    for ending in ("ing", "ied", "ed"):
+        root = word[: -len(ending)]
+        if word.endswith(ending) and len(root) > 2 and any(vowel in root for vowel in "aeiouy"):
+            word = root + "y" if ending == "ied" else root
+            if word[-1] == word[-2] and word[-1] not in "lsz":
+                word = word[:-1]
+            break
+    for _ in range(2):
+        for suffix in _SUFFIXES:
+            if word.endswith(suffix) and len(word) - len(suffix) > 3:
+                word = word[: -len(suffix)]
+                break
+    if word.endswith("e") and len(word) > 3:
+        word = word[:-1]
+    return word[:-1] + "i" if word.endswith("y") and len(word) > 3 else word
+
+
+def _alike() -> dict[str, frozenset[str]]:
+    near: dict[str, set[str]] = {}
+    for group in _ALIKE.split(";"):
+        stems = {stem(word) for word in group.split()}
+        for one in stems:
+            near.setdefault(one, set()).update(stems - {one})
+    return {one: frozenset(others) for one, others in near.items()}
+
+
+ALIKE = _alike()
+"""Stem -> stems that technical English puts in its place."""
+STOP_STEMS = frozenset(stem(word) for word in STOP)
+VAGUE_STEMS = frozenset(stem(word) for word in VAGUE)
+CATEGORY_STEMS = frozenset(stem(word) for word in CATEGORY)
+
+
+@functools.lru_cache(maxsize=65536)
+def parts(token: str) -> tuple[str, ...]:
+    """The lower-case words inside an identifier or a dotted or hyphenated name; () for a plain word."""
+    found = tuple(match.lower() for match in _PART.findall(token))
+    return found if len(found) > 1 else ()
+
+
+@functools.lru_cache(maxsize=65536)
+def key(token: str) -> str:
+    """The stem a word is matched by. One that is written like a name keeps its s: Windows are no windows."""
+    word = lower(token)
+    return word if token[0].isupper() and word.endswith("s") and not token.isupper() else stem(word)
+
+
+@functools.lru_cache(maxsize=65536)
+def _keys(token: str) -> tuple[frozenset[str], frozenset[str]]:
+    word = lower(token)
+    if word.isalpha() and not parts(token):
+        return frozenset((stem(word), key(token))), frozenset()
+    pieces = (*re.split(r"[.'’-]", word), *parts(token))
+    return frozenset((stem(word),)), frozenset(stem(piece) for piece in pieces if len(piece) > 1)
+
+
+def tokens(text: str) -> Iterator[str]:
+    return (match[0] for match in TOKEN.finditer(text))
+
+
+def stems(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What `text` can be found by: the stems of its words, and those that occur only inside its names."""
+    found: set[str] = set()
+    inner: set[str] = set()
+    for token in TOKEN.findall(_IDIOM.sub(" ", text)):
+        plain, within = _keys(token)
+        found |= plain
+        inner |= within
+    return frozenset(found), frozenset(inner - found)
+
+
+def every(text: str) -> frozenset[str]:
+    """All stems of `text`, those inside its names too."""
+    own, inner = stems(text)
+    return own | inner
