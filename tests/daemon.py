@@ -107,7 +107,8 @@ class Daemon:
         """aiosctl with these arguments, as a shell runs it; without stdin, /dev/null."""
         done = subprocess.run(
             [sys.executable, "-m", "aiosctl", *args],
-            env=self.environ | (environ or {}),
+            env={**self.environ, **(environ or {})},
+            check=False,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
