@@ -1,6 +1,6 @@
 """The tool host: the process of one session in which the user's tools are loaded, and which forks for each call.
 
-    python -P -m aiosd.tools.host FOLDER...
+    python -P -m aiosd.tools.host [--careful] FOLDER...
 
 Started clean by the registry: an empty environment, the session's workspace as current folder. One thread waits
 for requests, answers and ends of calls and the next deadline, all at once. A call's process leads a session of
@@ -29,9 +29,9 @@ import msgspec
 from aiosd import framing, stdio
 from aiosd.errors import AiosError, DeadlineExceeded, InvalidParams, MethodNotFound, NotFound, ToolFailed
 from aiosd.records import ToolResult
-from aiosd.tools.loading import Loaded, load
+from aiosd.tools.loading import Loaded, ending, load
 from aiosd.tools.running import Answer, run
-from aiosd.tools.wire import Call, Description, Problem
+from aiosd.tools.wire import CAREFUL, Call, Description, Problem
 
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2)."""
@@ -240,7 +240,7 @@ class Host:
         self._selector.unregister(call.exit)
         os.close(call.exit)
         if not call.over:
-            self._finish(call, ToolFailed(f"tool `{call.name}` {_ending(status)}"))
+            self._finish(call, ToolFailed(f"tool `{call.name}` {ending(status)} and gave no answer"))
         del self._calls[call.pid]
         self._end_strays()
 
@@ -272,15 +272,6 @@ def _decoded(call: Running) -> ToolResult | AiosError:
     return answer.result or ToolFailed(f"tool `{call.name}` gave an empty answer")
 
 
-def _ending(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"ended its process with status {code} before it gave an answer"
-    with suppress(ValueError):  # a real-time signal has no name
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"was killed by signal {-code}"
-
-
 def _children() -> list[int]:
     return [
         int(pid)
@@ -309,7 +300,10 @@ def _write(descriptor: int, data: bytes) -> None:
 def main() -> None:
     line = stdio.open_line()
     sys.dont_write_bytecode = True  # nothing of ours in the user's folders
-    tools, problems = load([Path(folder) for folder in sys.argv[1:]])
+    folders = sys.argv[1:]
+    if careful := folders[:1] == [CAREFUL]:
+        del folders[0]
+    tools, problems = load([Path(folder) for folder in folders], careful=careful)
     if any(inspect.iscoroutinefunction(loaded.function) for loaded in tools.values()):
         import asyncio  # noqa: F401 - once here, or in every call of an async tool; and never where there is none
     gc.collect()

@@ -4,16 +4,18 @@ or to make room for another's."""
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from aiosd.child import Child, open_child
 from aiosd.errors import InvalidState, Overloaded
 from aiosd.records import Session
+from aiosd.tools.wire import CAREFUL
 
 MAX_HOSTS = 8
 """Sessions whose hosts are kept at once: each costs some 10 MB."""
@@ -25,16 +27,25 @@ ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 """All that a tool finds in its environment: the daemon's may hold keys."""
 
 
-def host_argv(folders: Sequence[Path]) -> list[str]:
-    """-P: what lies in the workspace is never imported."""
-    return [sys.executable, "-P", "-m", "aiosd.tools.host", *(str(folder) for folder in folders)]
+class UserFiles(msgspec.Struct, frozen=True):
+    """What a host loads. One that was started for others is out of date."""
+
+    folders: tuple[Path, ...]
+    stamp: tuple[tuple[str, int, int], ...]
+    """Path, time of change and size of each file."""
+    careful: bool
+
+    def argv(self) -> list[str]:
+        """-P: what lies in the workspace is never imported."""
+        careful = [CAREFUL] if self.careful else []
+        return [sys.executable, "-P", "-m", "aiosd.tools.host", *careful, *map(str, self.folders)]
 
 
 class _Host:
     """A session's host from the day it is wanted: its child is there once `ready`."""
 
-    def __init__(self, stamp: object) -> None:
-        self.stamp = stamp
+    def __init__(self, files: UserFiles) -> None:
+        self.files = files
         self.calls = 0
         self.child: Child | None = None
         self.ready = anyio.Event()
@@ -46,12 +57,10 @@ class Hosts:
     def __init__(
         self,
         tasks: TaskGroup,
-        argv: Callable[[], Sequence[str]],
         workspaces: Callable[[Session], Path],
         max_hosts: int,
     ) -> None:
         self._tasks = tasks
-        self._argv = argv
         self._workspaces = workspaces
         self._max_hosts = max_hosts
         self._hosts: dict[str, _Host] = {}
@@ -59,12 +68,12 @@ class Hosts:
         self._room = anyio.Event()
 
     @asynccontextmanager
-    async def use(self, session: Session, stamp: object, *, timeout_s: float) -> AsyncIterator[Child]:
-        """The session's host; a new one if it was started for another `stamp` and nobody uses it.
+    async def use(self, session: Session, files: UserFiles, *, timeout_s: float) -> AsyncIterator[Child]:
+        """The session's host; a new one if it was started for other files and nobody uses it.
 
         Raises InvalidState without a workspace, Overloaded when all hosts are busy for `timeout_s`.
         """
-        host = await self._host(session, stamp, timeout_s)
+        host = await self._host(session, files, timeout_s)
         host.calls += 1
         try:
             await host.ready.wait()
@@ -90,11 +99,11 @@ class Hosts:
             host.unwanted.set()
         self._hosts.clear()
 
-    async def _host(self, session: Session, stamp: object, timeout_s: float) -> _Host:
+    async def _host(self, session: Session, files: UserFiles, timeout_s: float) -> _Host:
         with anyio.move_on_after(timeout_s):
             while True:
                 host = self._hosts.pop(session.session_id, None)
-                if host is not None and (host.calls or host.stamp == stamp):
+                if host is not None and (host.calls or host.files == files):
                     self._hosts[session.session_id] = host  # now the most recently used
                     return host
                 if host is not None:
@@ -104,7 +113,7 @@ class Hosts:
                 self._room = anyio.Event()
                 await self._room.wait()
             folder = _workspace(session, self._workspaces(session))
-            host = self._hosts[session.session_id] = _Host(stamp)
+            host = self._hosts[session.session_id] = _Host(files)
             self._tasks.start_soon(self._keep, host, session.session_id, folder)
             return host
         raise Overloaded(f"{self._max_hosts} sessions are calling tools, and none came to an end; try again")
@@ -123,7 +132,7 @@ class Hosts:
         try:
             name = f"tool host {session_id[:8]}"
             async with open_child(
-                self._argv(), name=name, env=ENVIRONMENT, cwd=folder, idle_s=IDLE_S
+                host.files.argv(), name=name, env=ENVIRONMENT, cwd=folder, idle_s=IDLE_S
             ) as child:
                 host.child = child
                 host.ready.set()

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from aiosd.records import Session, Tool, ToolResult
-from aiosd.tools import Marked
 from aiosd.tools.results import of_value
 from aiosd.tools.schema import signature, tool_of
 
@@ -35,4 +34,4 @@ def kernel_tool(
         given = found.decode(msgspec.json.encode(arguments))
         return of_value(found.name, await function(session, **given))
 
-    return KernelTool(tool_of(found, Marked(tuple(permissions), rate_limit, read_only)), handler)
+    return KernelTool(tool_of(found, tuple(permissions), rate_limit, read_only), handler)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple
@@ -33,8 +35,12 @@ class ImportTooSlow(Exception):
     """Raised inside a file that does not come to its end."""
 
 
-def load(folders: Sequence[Path]) -> tuple[dict[str, Loaded], tuple[Problem, ...]]:
-    """Tools by name, and what was passed over and why: never does one file keep another's tools away."""
+def load(folders: Sequence[Path], *, careful: bool = False) -> tuple[dict[str, Loaded], tuple[Problem, ...]]:
+    """Tools by name, and what was passed over and why: never does one file keep another's tools away.
+
+    `careful` tries each file in a process of its own first. It is for when loading has ended the host, which no
+    exception can prevent: os._exit(), a crash or an endless loop in native code.
+    """
     tools: dict[str, Loaded] = {}
     problems: list[Problem] = []
     _collect(builtin, tools, problems)
@@ -42,24 +48,68 @@ def load(folders: Sequence[Path]) -> tuple[dict[str, Loaded], tuple[Problem, ...
         sys.path.append(str(folder))  # last, so that `calendar.py` among the tools shadows nothing
         for path in sorted(folder.glob("*.py")):
             if not path.name.startswith("_"):
-                _load_file(path, f"aiosd_tools_{number}_{path.stem}", tools, problems)
+                name = f"aiosd_tools_{number}_{path.stem}"
+                if careful and (why := _deadly(path, name)):
+                    problems.append(Problem(file=str(path), line=None, error=why))
+                else:
+                    _load_file(path, name, tools, problems)
     return tools, tuple(problems)
 
 
-def _load_file(path: Path, module_name: str, tools: dict[str, Loaded], problems: list[Problem]) -> None:
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their own module up there
+def _load_file(path: Path, name: str, tools: dict[str, Loaded], problems: list[Problem]) -> None:
     try:
         with _time_limit():
-            spec.loader.exec_module(module)
+            module = _import(path, name)
     except BaseException as exc:  # noqa: BLE001 - it may also call sys.exit(); the other files still load
-        del sys.modules[module_name]
+        sys.modules.pop(name, None)
         traceback.print_exc()
         problems.append(_problem(path, exc))
     else:
         _collect(module, tools, problems)
+
+
+def _import(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _deadly(path: Path, name: str) -> str | None:
+    """How importing the file ends a process; None if it does not, though it may raise."""
+    receiving, sending = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            _import(path, name)
+        finally:
+            os.write(sending, b"alive")
+            os._exit(0)
+    os.close(sending)
+    try:
+        in_time, _, _ = select.select([receiving], [], [], IMPORT_S)
+        alive = bool(in_time) and bool(os.read(receiving, 1))
+    finally:
+        os.close(receiving)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    if alive:
+        return None
+    return f"importing it {ending(status)}" if in_time else f"importing it took longer than {IMPORT_S} s"
+
+
+def ending(status: int) -> str:
+    """What a status of waitpid() says of the process, as the rest of a sentence."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended the process with status {code}"
+    with suppress(ValueError):  # a real-time signal has no name
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
 
 
 @contextmanager
@@ -104,4 +154,4 @@ def _collect(module: ModuleType, tools: dict[str, Loaded], problems: list[Proble
 
 def _loaded(function: Callable[..., Any], marked: Marked) -> Loaded:
     found = signature(function)
-    return Loaded(tool_of(found, marked), found, function)
+    return Loaded(tool_of(found, *marked), found, function)

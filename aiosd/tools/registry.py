@@ -20,7 +20,7 @@ from aiosd.child import ChildDied, open_child
 from aiosd.errors import DeadlineExceeded, InvalidParams, NotFound, PermissionDenied, RateLimited, ToolFailed
 from aiosd.records import Session, Tool, ToolResult
 from aiosd.tools import limits, policy
-from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, host_argv
+from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, UserFiles
 from aiosd.tools.kernel import KernelTool
 from aiosd.tools.wire import Call, Description, Problem
 
@@ -29,8 +29,6 @@ START_S = 30.0
 
 MAX_BUCKETS = 10_000
 """Rate limits kept before those that are full again are dropped."""
-
-Stamp = tuple[tuple[str, int, int], ...]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ async def open_registry(
 ) -> AsyncIterator[Registry]:
     """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder."""
     async with anyio.create_task_group() as tasks:
-        hosts = Hosts(tasks, lambda: host_argv(folders), workspaces, max_hosts)
+        hosts = Hosts(tasks, workspaces, max_hosts)
         try:
             yield Registry(folders, hosts, kernel)
         finally:
@@ -59,7 +57,7 @@ class Registry:
         self._kernel = {entry.tool.name: entry for entry in kernel.values()}
         self._tools: dict[str, Tool] = {}
         self._problems: tuple[Problem, ...] = ()
-        self._stamp: Stamp | None = None
+        self._files: UserFiles | None = None
         self._describing = anyio.Lock()
         self._buckets: dict[tuple[str, str], limits.Bucket] = {}
 
@@ -99,7 +97,7 @@ class Registry:
         Raises NotFound, PermissionDenied, RateLimited, InvalidParams (which costs no rate), DeadlineExceeded,
         ToolFailed, Overloaded, InvalidState.
         """
-        tools, stamp = await self._described()
+        tools, files = await self._described()
         tool = await self.get(name) if name not in tools else tools[name]
         if why := policy.denial(tool, session.permissions):
             raise PermissionDenied(f"session `{session.title}` may not use `{name}`: {why}")
@@ -107,7 +105,7 @@ class Registry:
         try:
             if name in self._kernel:
                 return await self._call_kernel(self._kernel[name], session, arguments, timeout_s)
-            return await self._call_host(session, stamp, name, arguments, timeout_s)
+            return await self._call_host(session, files, name, arguments, timeout_s)
         except InvalidParams:
             self._give_back(session.user_id, tool)
             raise
@@ -122,10 +120,10 @@ class Registry:
         raise DeadlineExceeded(f"tool `{entry.tool.name}` did not answer within {timeout_s:g} s")
 
     async def _call_host(
-        self, session: Session, stamp: Stamp, name: str, arguments: Mapping[str, Any], timeout_s: float
+        self, session: Session, files: UserFiles, name: str, arguments: Mapping[str, Any], timeout_s: float
     ) -> ToolResult:
         call = Call(name=name, arguments=msgspec.Raw(msgspec.json.encode(arguments)), timeout_s=timeout_s)
-        async with self._hosts.use(session, stamp, timeout_s=timeout_s) as child:
+        async with self._hosts.use(session, files, timeout_s=timeout_s) as child:
             # The host keeps the deadline and says so; this is for a host that does not start or hangs itself.
             with anyio.move_on_after(START_S + timeout_s):
                 try:
@@ -158,26 +156,21 @@ class Registry:
 
     # --- what there is ---------------------------------------------------------------------------------
 
-    async def _described(self) -> tuple[dict[str, Tool], Stamp]:
-        """Tools by name, and the state of the user's files that they are of."""
+    async def _described(self) -> tuple[dict[str, Tool], UserFiles]:
+        """Tools by name, and the user's files that they are of."""
         stamp = _stamp(self._folders)
-        if stamp != self._stamp:
+        if self._files is None or self._files.stamp != stamp:
             async with self._describing:  # the others wait for the one answer; it has a deadline
-                if stamp != self._stamp:
-                    self._learn(await self._ask())
-                    self._stamp = stamp
-        return self._tools, stamp
-
-    async def _ask(self) -> Description:
-        """From a host for this alone, in no workspace."""
-        async with open_child(
-            host_argv(self._folders), name="tool catalog", env=ENVIRONMENT, cwd=Path("/")
-        ) as child:
-            try:
-                answer = await child.call("describe", timeout_s=START_S)
-            except (ChildDied, DeadlineExceeded) as exc:
-                raise ToolFailed(f"the tools are not known: {exc}") from exc
-            return msgspec.convert(answer, Description)
+                if self._files is None or self._files.stamp != stamp:
+                    files = UserFiles(self._folders, stamp, careful=False)
+                    try:
+                        description = await _ask(files)
+                    except ToolFailed:
+                        files = UserFiles(self._folders, stamp, careful=True)
+                        description = await _ask(files)
+                    self._learn(description)
+                    self._files = files
+        return self._tools, self._files
 
     def _learn(self, description: Description) -> None:
         tools = {tool.name: tool for tool in description.tools}
@@ -192,7 +185,18 @@ class Registry:
             logger.warning("tool passed over", extra={"problem": str(problem)})
 
 
-def _stamp(folders: Sequence[Path]) -> Stamp:
+async def _ask(files: UserFiles) -> Description:
+    """From a host for this alone, in no workspace. Raises ToolFailed."""
+    async with open_child(files.argv(), name="tool catalog", env=ENVIRONMENT, cwd=Path("/")) as child:
+        try:
+            answer = await child.call("describe", timeout_s=3 * START_S if files.careful else START_S)
+            return msgspec.convert(answer, Description)
+        except (ChildDied, DeadlineExceeded) as exc:
+            failure = ToolFailed(f"the tools are not known: {exc}")
+    raise failure  # out here: a task group would wrap it
+
+
+def _stamp(folders: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
     """Changes when a Python file in the folders does; a folder that is not there has none."""
     stamp = []
     for path in sorted(path for folder in folders for path in folder.glob("*.py")):

@@ -15,7 +15,6 @@ import msgspec
 
 from aiosd.errors import InvalidParams
 from aiosd.records import Tool
-from aiosd.tools import Marked
 from aiosd.tools.policy import check_names
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -95,22 +94,21 @@ def signature(function: Callable[..., Any], *, skip: int = 0) -> Signature:
     return Signature(name, description, input_schema, decoder)
 
 
-def tool_of(found: Signature, marked: Marked) -> Tool:
-    """What the decorator was told is checked here, so that a mistake is reported with the tool. Raises NotATool."""
+def tool_of(found: Signature, permissions: tuple[str, ...], rate_limit: int | None, read_only: bool) -> Tool:
+    """What a decorator was told is checked here, so that a mistake is reported with the tool. Raises NotATool."""
     try:
-        check_names(marked.permissions)
+        check_names(permissions)
     except InvalidParams as exc:
         raise NotATool(f"`{found.name}`: {exc}") from None
-    limit = marked.rate_limit
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise NotATool(f"`{found.name}`: rate_limit: expected calls a minute, 1 or more, got {limit!r}")
+    if rate_limit is not None and (type(rate_limit) is not int or rate_limit < 1):
+        raise NotATool(f"`{found.name}`: rate_limit: expected calls a minute, 1 or more, got {rate_limit!r}")
     return Tool(
         name=found.name,
         description=found.description,
         input_schema=found.input_schema,
-        annotations={"readOnlyHint": marked.read_only},
-        permissions=marked.permissions,
-        rate_limit=limit,
+        annotations={"readOnlyHint": read_only},
+        permissions=permissions,
+        rate_limit=rate_limit,
     )
 
 

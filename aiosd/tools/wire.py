@@ -7,6 +7,9 @@ import msgspec
 
 from aiosd.records import Tool
 
+CAREFUL = "--careful"
+"""The argument that makes a host try each of the user's files in a process of its own first."""
+
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     name: str
