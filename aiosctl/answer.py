@@ -96,6 +96,11 @@ class Watch:
             render.out("")
             self._line_open = False
 
+    def leave(self) -> None:
+        """After Ctrl-C, which a terminal echoes on the line it is at."""
+        self._line_open |= self._live
+        self.end_line()
+
     def _show(self, event: AnyEvent) -> None:
         match event:
             case TextEvent() if self._live:
@@ -117,9 +122,9 @@ class Watch:
 
     def _write(self, text: str) -> None:
         if text:
+            self._line_open = not text.endswith("\n")  # first: Ctrl-C may come as soon as it is written
             render.out(text, end="")
             sys.stdout.flush()
-            self._line_open = not text.endswith("\n")
 
     def _aside(self, text: str) -> None:
         if not self._quiet:

@@ -55,9 +55,11 @@ def main() -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError as exc:
-        complaint(f"standard output: {exc.strerror}", None)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again
-        status = status or 1
+        # What is left in the buffer has to go somewhere, or the interpreter complains once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not status:
+            complaint(f"standard output: {exc.strerror}", None)
+            status = 1
     raise SystemExit(status)
 
 

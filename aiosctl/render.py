@@ -6,12 +6,16 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, TextIO
 
 import msgspec
 
 Cell = str | int | float | bool | datetime | None
+
+GAP = 2
+"""Between columns: rich's own padding, one on each side."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What a terminal may obey; a tab and a line end are what they are."""
@@ -72,7 +76,8 @@ def complaint(message: str, hint: str | None) -> None:
 
 
 def _err(text: str, *, ready: bool = False) -> None:
-    sys.stdout.flush()  # so that both streams on one terminal keep their order
+    with suppress(OSError):  # a full disk is main's to report, when all has been said
+        sys.stdout.flush()  # so that both streams on one terminal keep their order
     sys.stderr.write((text if ready else safe(text, sys.stderr)) + "\n")
     sys.stderr.flush()
 
@@ -83,16 +88,24 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
         for row in rows:
             out("\t".join(_line(cell) for cell in row))
         return
-    from rich.console import Console  # late: 80 ms, and only people need it
+    from rich.cells import cell_len  # late: 80 ms, and only people need rich
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    cells = [[safe(_line(cell)) for cell in row] for row in rows]
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        drawn.add_column(column, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        drawn.add_row(*(Text(safe(_line(cell))) for cell in row))
-    Console().print(drawn)
+    room = console.width
+    for heading, *texts in zip(columns[:-1], *(row[:-1] for row in cells), strict=True):
+        drawn.add_column(heading, no_wrap=True, overflow="ellipsis")
+        room -= max(map(cell_len, (heading, *texts))) + GAP
+    # Without a limit rich shortens all columns alike: a long text at the end would cost the ids before it.
+    room = max(room, len(columns[-1]))
+    drawn.add_column(columns[-1], no_wrap=True, overflow="ellipsis", max_width=room)
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    console.print(drawn)
 
 
 def fields(pairs: Iterable[tuple[str, Cell]]) -> None:

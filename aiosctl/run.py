@@ -176,7 +176,7 @@ def _watched(client: Client, params: SessionRun, watch: Watch) -> bytes:
         return client.ask(params, timeout_s=limit, on_notification=watch)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # one more leaves at once
-        watch.end_line()
+        watch.leave()
         raise _cancel(client, watch.task_id) from None
     except NoDaemon as exc:
         if watch.task_id is None:

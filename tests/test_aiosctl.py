@@ -1,0 +1,496 @@
+"""aiosctl as its users meet it, against a double of the daemon: verbs, ids, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from aiosctl import main, tool
+from aiosctl.run import seconds, title
+from aiosd import errors
+from tests.aiosctl_double import (
+    WAIT_S,
+    Connection,
+    Ctl,
+    Double,
+    Hangup,
+    giving,
+    memory,
+    result,
+    session,
+    task,
+)
+
+UUID = "00000000-0000-4000-8000-00000000000"
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[Double]:
+    with Double(tmp_path / "s") as running:
+        yield running
+
+
+@pytest.fixture
+def ctl(tmp_path: Path) -> Ctl:
+    return Ctl(tmp_path, tmp_path / "s")
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", sorted(errors.BY_CODE))
+def test_every_error_of_the_daemon_has_its_exit_status(double: Double, ctl: Ctl, code: int) -> None:
+    error = {"code": code, "message": "it broke", "data": {"hint": "mend it"}}
+    line = {"jsonrpc": "2.0", "id": 1, "error": error}
+    double.answers["system.ping"] = giving(json.dumps(line).encode() + b"\n")
+    done = ctl("ping")
+    assert (done.returncode, done.stdout) == (errors.BY_CODE[code].exit_status, "")
+    assert done.stderr == "aiosctl: it broke\n  try: mend it\n"
+
+
+def test_with_json_an_error_is_the_object_of_the_wire(double: Double, ctl: Ctl) -> None:
+    error = {"code": -32123, "message": "from the future", "data": {"place": 3, "result": {"text": "half"}}}
+    line = {"jsonrpc": "2.0", "id": 1, "error": error}
+    double.answers["system.ping"] = giving(json.dumps(line).encode() + b"\n")
+    done = ctl("ping", "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert json.loads(done.stderr) == error
+
+
+@pytest.mark.parametrize("args", [("--json", "ping"), ("ping", "--json")])
+def test_json_prints_the_bytes_of_the_wire(double: Double, ctl: Ctl, args: tuple[str, ...]) -> None:
+    raw = '{ "pid": 1.50e1, "pong":true,"version":"ü", "new": [ ] }'
+    double.answers["system.ping"] = giving(f'{{"jsonrpc":"2.0","result":{raw},"id":1}}\n'.encode())
+    done = ctl(*args)
+    assert (done.returncode, done.stdout, done.stderr) == (0, raw + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence", "hint"),
+    [
+        (["nonsense"], "No such command 'nonsense'.", "aiosctl --help"),
+        (["run", "--nonsense"], "No such option: --nonsense", "aiosctl run --help"),
+        (["session"], "Missing command.", "aiosctl session --help"),
+        (["task", "show"], "Missing argument 'ID'.", "aiosctl task show --help"),
+        (["run", "x", "--deadline", "soon"], "Invalid value for '--deadline'", "aiosctl run --help"),
+        (["run", "x", "-s", "y", "--write", "--agent", "z"], "--agent, --write is for a new session", None),
+        (["run", "x", "--schema", "no.json"], "no.json: No such file or directory", None),
+        (["run"], "the task is missing", ""),
+        (["run", " "], "the task is empty", ""),
+        (["run", "-f", "-"], "standard input cannot be both the task and a file", ""),
+        (["memory", "forget"], "say what to forget", "aiosctl memory forget --help"),
+        (["memory", "remember"], "the text is missing", ""),
+    ],
+)
+def test_a_wrong_command_line_says_so_in_one_form(
+    ctl: Ctl, args: list[str], sentence: str, hint: str | None
+) -> None:
+    done = ctl(*args)
+    assert done.returncode == (66 if "no.json" in args else 2)
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"aiosctl: {sentence}")
+    assert ("  try: " in done.stderr) is (hint is not None)
+    assert f"  try: {hint or ''}" in done.stderr or hint is None
+
+
+def test_a_wrong_command_line_with_json_is_an_error_object_too(ctl: Ctl) -> None:
+    done = ctl("task", "show", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stderr)["code"] == -32602
+
+
+# --- what can be wrong with the daemon -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["--no-start"], ["--socket", "/nowhere/at all"]])
+def test_without_a_daemon_and_without_leave_to_start_one_it_is_69(ctl: Ctl, args: list[str]) -> None:
+    done = ctl("ping", *args)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr.startswith("aiosctl: no daemon answers on /")
+    assert "\n  try: " in done.stderr
+
+
+def test_a_connection_dropped_in_a_run_is_a_sentence_that_names_the_task(double: Double, ctl: Ctl) -> None:
+    def drop(params: dict[str, Any], connection: Connection) -> object:
+        connection.event("state", state="queued")
+        raise Hangup
+
+    double.answers["session.run"] = drop
+    done = ctl("run", "x")
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "closed the connection" in done.stderr
+    assert f"try: aiosctl task show {task()['task_id']}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sent", "sentence"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak aiosd's protocol"),
+        (b'{"jsonrpc":"2.0","result":1}\n', "does not speak aiosd's protocol"),
+        (b'{"jsonrpc":"2.0","id":99,"result":1}\n', "does not speak aiosd's protocol"),
+        (b"x" * (9 << 20), "does not speak aiosd's protocol: a line passed"),
+        (b'{"jsonrpc":"2.0","id":1,"result":{"pong":true}}\n', "something this aiosctl does not know"),
+        (b"\xff\xfe\n", "does not speak aiosd's protocol"),
+    ],
+)
+def test_garbage_from_the_socket_is_a_sentence(double: Double, ctl: Ctl, sent: bytes, sentence: str) -> None:
+    double.answers["system.ping"] = giving(sent)
+    done = ctl("ping")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("aiosctl: ")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_daemon_that_never_answers_is_left_at_the_deadline(double: Double, ctl: Ctl) -> None:
+    double.answers["system.ping"] = lambda params, connection: connection.wait_closed()
+    done = ctl("ping")
+    assert done.returncode == 124
+    assert "did not answer system.ping within 5 s" in done.stderr
+
+
+def test_what_the_daemon_says_before_it_closes_is_heard(double: Double, ctl: Ctl) -> None:
+    def refuse(params: dict[str, Any], connection: Connection) -> object:
+        line = {"jsonrpc": "2.0", "id": None, "error": {"code": -32003, "message": "not your daemon"}}
+        connection.send(json.dumps(line).encode() + b"\n")
+        raise Hangup
+
+    double.answers["system.ping"] = refuse
+    done = ctl("ping")
+    assert (done.returncode, done.stderr) == (77, "aiosctl: not your daemon\n")
+
+
+def test_debug_shows_the_wire(double: Double, ctl: Ctl) -> None:
+    done = ctl("ping", "--debug")
+    assert '> {"jsonrpc":"2.0","id":1,"method":"system.ping"' in done.stderr
+    assert '< {"jsonrpc":"2.0","result":{"pong":true' in done.stderr
+
+
+# --- ids -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(double: Double) -> Double:
+    """Three tasks and three sessions, a page of the list for each."""
+
+    def pages(noun: str, each: list[dict[str, Any]]) -> Any:
+        def answer(params: dict[str, Any], connection: Connection) -> object:
+            n = int(params.get("cursor", 0))
+            more = {"next_cursor": str(n + 1)} if n + 1 < len(each) else {}
+            return {noun: [each[n]]} | more
+
+        return answer
+
+    sessions = [
+        session(session_id=f"aaaa1111{UUID[8:]}1", title="notes"),
+        session(session_id=f"aaaa2222{UUID[8:]}2", title="work"),
+        session(session_id=f"bbbb3333{UUID[8:]}3", title="notes"),
+    ]
+    tasks = [task(task_id=f"cccc{n}111{UUID[8:]}{n}", number=n, task=f"the {n}th\ntask") for n in (13, 12, 2)]
+    double.answers["session.list"] = pages("sessions", sessions)
+    double.answers["session.get"] = lambda params, connection: session(**params)
+    double.answers["task.list"] = pages("tasks", tasks)
+    double.answers["task.get"] = lambda params, connection: task(**params)
+    return double
+
+
+@pytest.mark.parametrize(
+    ("noun", "given", "found"),
+    [
+        ("task", "12", "cccc1211"),
+        ("task", "@last", "cccc1311"),
+        ("task", "CCCC2", "cccc2111"),
+        ("session", "work", "aaaa2222"),
+        ("session", "aaaa1", "aaaa1111"),
+        ("session", "@last", "aaaa1111"),
+        ("session", f"dddd4444{UUID[8:]}4", "dddd4444"),
+    ],
+)
+def test_an_id_may_be_a_number_a_beginning_a_title_or_last(
+    many: Double, ctl: Ctl, noun: str, given: str, found: str
+) -> None:
+    done = ctl(noun, "show", given)
+    assert done.returncode == 0, done.stderr
+    assert many.params(f"{noun}.get")[0][f"{noun}_id"].startswith(found)
+
+
+def test_an_ambiguous_id_lists_what_it_could_be(many: Double, ctl: Ctl) -> None:
+    done = ctl("session", "show", "notes")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "aiosctl: `notes` is 2 sessions:",
+        f"  aaaa1111{UUID[8:]}1  notes",
+        f"  bbbb3333{UUID[8:]}3  notes",
+    ]
+    assert "`cccc1` is 2 tasks" in ctl("task", "cancel", "cccc1").stderr
+
+
+@pytest.mark.parametrize("given", ["99", "zzz", ""])
+def test_an_id_that_is_none_is_not_found(many: Double, ctl: Ctl, given: str) -> None:
+    done = ctl("task", "show", given)
+    assert (done.returncode, done.stderr) == (66, f"aiosctl: no task `{given}`\n  try: aiosctl task list\n")
+
+
+def test_last_of_nothing_says_so(double: Double, ctl: Ctl) -> None:
+    double.answers["session.list"] = giving({"sessions": []})
+    done = ctl("run", "-s", "@last", "x")
+    assert (done.returncode, done.stderr) == (
+        66,
+        "aiosctl: there is no session yet\n  try: aiosctl session create\n",
+    )
+
+
+# --- the other verbs -------------------------------------------------------------------------------------
+
+
+def test_create_prints_the_id_alone_and_lists_have_no_headings(double: Double, ctl: Ctl) -> None:
+    double.answers["session.list"] = giving({"sessions": [session(title="a\tb\nc")], "next_cursor": "more"})
+    created = ctl("session", "create", "notes", "--permissions", "read", "--workspace", "")
+    assert created.stdout == session()["session_id"] + "\n"
+    assert double.params("session.create")[0] == {"title": "notes", "permissions": ["read"]}
+    listed = ctl("session", "list", "--limit", "1")
+    id = session()["session_id"]
+    assert listed.stdout == f"{id}\topen\t2026-11-22T18:00:00Z\tada\t-\ta b c\n"
+    assert listed.stderr == "aiosctl: there are more; go on with: aiosctl session list --cursor more\n"
+    assert ctl("session", "list", "-q").stdout == id + "\n"
+
+
+def test_closing_and_deleting_name_the_session(double: Double, ctl: Ctl) -> None:
+    double.answers["session.delete"] = giving(None)
+    id = session()["session_id"]
+    assert ctl("session", "close", id).stdout == f"closed {id}\n"
+    assert ctl("session", "delete", id, "--forget").stdout == f"deleted {id}\n"
+    assert double.params("session.delete")[0] == {"session_id": id, "forget": True}
+    assert ctl("session", "delete", id, "--json").stdout == "null\n"
+
+
+def test_waiting_for_a_task_gives_its_answer_as_run_does(double: Double, ctl: Ctl) -> None:
+    double.answers["task.wait"] = giving(result())
+    assert ctl("task", "wait", task()["task_id"], "--deadline", "2m").stdout == "hello\n"
+    assert double.params("task.wait")[0] == {"task_id": task()["task_id"], "timeout_s": 120.0}
+
+
+def test_tasks_are_listed_shown_and_cancelled(double: Double, ctl: Ctl) -> None:
+    double.answers["task.list"] = giving({"tasks": [task()]})
+    double.answers["task.get"] = giving(task(result=result()))
+    double.answers["task.cancel"] = giving(task(state="cancelled"))
+    line = f"7\t{task()['task_id']}\tqueued\t2026-11-22T18:00:00Z\t0\t0\tsay hello\n"
+    assert ctl("task", "list").stdout == line
+    assert '"result":"hello"' in ctl("task", "show", "7").stdout
+    assert ctl("task", "cancel", "@last").stdout == "task 7 cancelled\n"
+
+
+def test_memory_is_the_login_users_unless_a_session_is_named(double: Double, ctl: Ctl) -> None:
+    me = pwd.getpwuid(os.getuid()).pw_name
+    double.answers["memory.recall"] = giving({"memories": [memory(score=0.5)]})
+    double.answers["memory.list"] = giving({"memories": [memory()]})
+    double.answers["memory.get"] = giving(memory())
+    double.answers["memory.forget"] = giving({"forgotten": 2})
+    id = memory()["memory_id"]
+    line = f"0.50\t{id}\t2026-11-22T18:00:00Z\tnote\t{memory()['content']}\n"
+    assert ctl("memory", "recall", "port", "-n", "3", "--as-of", "2026-05-01T00:00Z").stdout == line
+    recalled = double.params("memory.recall")[0]
+    assert recalled == {"query": "port", "user_id": me, "n": 3, "as_of": recalled["as_of"]}
+    assert ctl("memory", "list", "-q", "-s", session()["session_id"]).stdout == id + "\n"
+    assert double.params("memory.list")[0] == {"session_id": session()["session_id"]}
+    assert f"memory_id\t{id}\n" in ctl("memory", "show", "333").stdout
+    assert ctl("memory", "forget", "--source", "tool:x", "--dry-run").stdout == "would forget 2 memories\n"
+    assert double.params("memory.forget")[0] == {"source": "tool:x", "user_id": me, "dry_run": True}
+
+
+def test_remember_uses_your_last_open_session_or_makes_one(double: Double, ctl: Ctl) -> None:
+    me = pwd.getpwuid(os.getuid()).pw_name
+    mine = session(session_id=f"{UUID}5", user_id=me)
+    double.answers["session.list"] = giving({"sessions": [session(user_id="somebody else"), mine]})
+    double.answers["memory.remember"] = giving({"memory_id": "m"})
+    assert ctl("memory", "remember", "a fact").stdout == "m\n"
+    double.answers["session.list"] = giving({"sessions": []})
+    assert ctl("memory", "remember", given="piped\n").stdout == "m\n"
+    assert double.params("session.create") == [{"title": "aiosctl"}]
+    assert double.params("memory.remember") == [
+        {"session_id": mine["session_id"], "content": "a fact"},
+        {"session_id": session()["session_id"], "content": "piped"},
+    ]
+
+
+def test_a_tool_is_called_with_arguments_of_its_types_in_a_session_of_its_own(
+    double: Double, ctl: Ctl
+) -> None:
+    properties = {"text": {"type": "string"}, "n": {"type": "integer"}, "deep": {"type": "boolean"}}
+    shown = {
+        "name": "search",
+        "description": "",
+        "inputSchema": {"type": "object", "properties": properties},
+        "annotations": {},
+        "permissions": ["read"],
+        "rate_limit": None,
+    }
+    double.answers["tool.get"] = giving(shown)
+    double.answers["tool.call"] = giving({"content": [{"type": "text", "text": "found"}], "isError": False})
+    assert ctl("tool", "call", "search", "text=5=5", "n=5", "deep=true").stdout == "found\n"
+    called = double.params("tool.call")[0]
+    assert called["arguments"] == {"text": "5=5", "n": 5, "deep": True}
+    assert double.params("session.create")[0] == {"title": "tool call search", "workspace": str(ctl.folder)}
+    assert double.params("session.close")[0] == {"session_id": called["session_id"]}
+    assert "name\tsearch\n" in ctl("tool", "show", "search").stdout
+
+
+def test_a_tool_that_fails_is_an_error_here_too(double: Double, ctl: Ctl) -> None:
+    failed = {"content": [{"type": "text", "text": "no such file"}], "isError": True}
+    double.answers["tool.call"] = giving(failed)
+    done = ctl("tool", "call", "read_file", "--args", '{"path": "x"}', "-s", session()["session_id"])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("aiosctl: read_file: no such file\n")
+    assert double.params("session.create") == double.params("session.close") == []
+    documented = ctl("tool", "call", "read_file", "--args", "{}", "-s", session()["session_id"], "--json")
+    assert (documented.returncode, json.loads(documented.stdout)) == (1, failed)
+
+
+def test_the_daemon_tools_models_and_agents_are_listed(double: Double, ctl: Ctl) -> None:
+    backend = {
+        "name": "small",
+        "kind": "ollama",
+        "model": "llama3.2",
+        "url": None,
+        "local": True,
+        "tiers": ["fast", "balanced"],
+        "state": "down",
+        "reason": "connection refused",
+        "slots": 1,
+        "in_flight": 0,
+        "price_in": 0.0,
+        "price_out": 0.0,
+    }
+    info = {
+        "version": "0.1.0",
+        "protocol": 1,
+        "uptime_s": 3.2,
+        "paths": {"config": "/c.toml"},
+        "sandbox": "none",
+        "embedder": "none",
+        "counts": {"sessions": 2},
+        "backends": ["small"],
+    }
+    double.answers["model.list"] = giving({"backends": [backend]})
+    double.answers["agent.list"] = giving(
+        {"agents": [{"name": "a", "tier": "fast", "permissions": ["read"], "system": "Be brief."}]}
+    )
+    double.answers["system.info"] = giving(info)
+    row = "small\tdown\tllama3.2\tlocal\tfast balanced\t0/1\t0/0\tconnection refused\n"
+    assert ctl("model", "list").stdout == row
+    assert ctl("agent", "list").stdout == "a\tfast\tread\tBe brief.\n"
+    assert "paths" not in (status := ctl("status").stdout)
+    assert "uptime\t3 s\n" in status and "config\t/c.toml\n" in status
+    assert ctl("ping").stdout == f"aiosd 0.1.0 (pid {os.getpid()})\n"
+
+
+# --- pure parts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5", 5), ("5s", 5), ("500ms", 0.5), ("1.5m", 90), ("2h", 7200), ("0.1", 0.1)]
+)
+def test_times_are_seconds_unless_they_say_otherwise(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "5 s", "1e3", "nan", "five", "5d"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no time"):
+        seconds(text)
+
+
+def test_a_title_is_the_first_words() -> None:
+    assert title("  sum\nit up ") == "sum it up"
+    assert len(title("word " * 1000)) <= 48
+    assert title("x" * 100) == "x" * 48
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string"}, "5"),
+        ({"type": ["string", "null"]}, "5"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "5"),
+        ({"enum": ["5", "6"]}, "5"),
+        ({"const": "5"}, "5"),
+        ({"type": "integer"}, 5),
+        ({"anyOf": [{"type": "number"}, {"type": "null"}]}, 5),
+        ({}, 5),
+    ],
+)
+def test_a_value_is_text_where_the_tool_takes_text(schema: dict[str, Any], value: object) -> None:
+    assert tool.by_name(["x=5"], {"properties": {"x": schema}}) == {"x": value}
+    assert tool.by_name(["x=a b"], {"properties": {"x": schema}}) == {"x": "a b"}
+
+
+@pytest.mark.parametrize("pairs", [["x"], ["x=1", "x=2"]])
+def test_arguments_that_are_no_pairs_or_come_twice_are_refused(pairs: list[str]) -> None:
+    with pytest.raises(errors.InvalidParams):
+        tool.by_name(pairs, {})
+
+
+def _verbs(command: Any, path: str) -> Iterator[tuple[str, str]]:
+    for name, each in getattr(command, "commands", {}).items():
+        yield from _verbs(each, f"{path} {name}")
+    if not hasattr(command, "commands"):
+        yield path, command.help
+
+
+VERBS = dict(_verbs(typer.main.get_command(main.app), "aiosctl"))
+
+
+@pytest.mark.parametrize("path", VERBS)
+def test_the_help_of_every_verb_shows_an_example(path: str) -> None:
+    _, marked, example = VERBS[path].partition("\b\n")
+    assert marked and path in example
+
+
+def test_all_verbs_are_there() -> None:
+    nouns = {
+        "session": ("create", "list", "show", "close", "delete"),
+        "task": ("list", "show", "wait", "cancel"),
+        "tool": ("list", "show", "call"),
+        "memory": ("recall", "remember", "list", "show", "forget"),
+        "model": ("list",),
+        "agent": ("list",),
+    }
+    verbs = {f"aiosctl {noun} {verb}" for noun, verbs in nouns.items() for verb in verbs}
+    assert set(VERBS) == verbs | {"aiosctl run", "aiosctl ping", "aiosctl status"}
+
+
+BANNED = {
+    *("asyncio", "anyio", "pydantic", "openai", "ollama", "qdrant_client", "qdrant_edge"),
+    *("onnxruntime", "sqlite3", "rich", "httpx"),
+}
+
+
+def test_importing_it_loads_nothing_slow() -> None:
+    code = "import sys, aiosctl.main; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=WAIT_S
+    )
+    assert not set(done.stdout.split()) & BANNED
+
+
+def test_the_installed_script_is_the_same_command(double: Double, ctl: Ctl) -> None:
+    script = Path(main.__file__).with_name("aiosctl")
+    assert script.read_text().startswith("#!python\n")
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), "ping"],
+        check=False,
+        env=ctl.env,
+        capture_output=True,
+        timeout=WAIT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
