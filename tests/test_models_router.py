@@ -102,6 +102,8 @@ def test_an_unknown_name_is_not_found_and_the_known_ones_are_named() -> None:
         ),
         (ask(backend="small"), [SMALL], ["asked for by name"]),
         (ask(), [DOWN, LAN], ["no local backend is up"]),
+        (ask(), [LAN], ["no local backend serves tier balanced"]),
+        (ask(tools=(TOOL,)), [standing("s", takes_tools=False), LAN], ["no local backend can take it"]),
         (ask(), [SMALL, LAN], ["the first local one of tier balanced", "no local backend answered"]),
         (
             ask(),

@@ -18,7 +18,7 @@ from aiosd.records import Tier
 DUE_S = 15.0
 """How long a look holds. An Ollama that was started meanwhile is found after it, at the next request."""
 LOOK_S = 5.0
-"""For the list of models, the first import of its package included."""
+"""For the list of models; an older server is asked about each of them."""
 NAME = "ollama"
 """The place of the backends that are not there."""
 
@@ -82,6 +82,7 @@ class Discovery:
         if not await self._server.endpoint.listens():
             return [], str(self._server.nobody())
         try:
+            await self._server.ready()
             with anyio.fail_after(LOOK_S):
                 models = await self._server.models()
         except BackendFailed as exc:

@@ -24,6 +24,8 @@ BUSY_S = 5.0
 """How long a server that is busy and does not say for how long is left alone."""
 REFUSED_S = 2.0
 """How long one that refuses connections is left alone: asking costs next to nothing, and it may start now."""
+STALLED_S = 60.0
+"""How long one that said nothing for READ_S is left alone: the next request need not wait as long again."""
 MOST_SAID = 300
 """Characters of a server's own error text that are passed on."""
 

@@ -34,6 +34,13 @@ OnWait = Callable[[str], Awaitable[None]]
 Reserve = Callable[[float], Awaitable[None]]
 
 
+class Bill:
+    """What a request has cost so far, with the attempts that failed."""
+
+    def __init__(self) -> None:
+        self.usd = 0.0
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """One request to the pool, with its caller's ends."""
 
@@ -42,6 +49,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     on_delta: OnDelta | None
     on_wait: OnWait | None
     reserve: Reserve | None
+    bill: Bill
 
 
 class Got(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,12 +60,12 @@ class Got(msgspec.Struct, frozen=True, kw_only=True):
     calls: tuple[ToolUse, ...]
     done: Done
     usage: Tokens
-    cost_usd: float
 
 
-async def ask(member: Member, asked: Asked, *, last: bool, clock: Callable[[], float]) -> Got:
+async def ask(
+    member: Member, asked: Asked, *, last: bool, clock: Callable[[], float], repairing: bool = False
+) -> Got:
     """One backend's whole reply; with a schema, one that fits it, at the second try if need be."""
-    request = asked.request
     got = await _stream(member, asked, last=last, clock=clock)
     if asked.form is None or got.calls or got.done.abstained or got.done.stop_reason == "refusal":
         return got
@@ -65,32 +73,15 @@ async def ask(member: Member, asked: Asked, *, last: bool, clock: Callable[[], f
         text = asked.form.read(got.text)
     except Misfit as wrong:
         if got.done.stop_reason == "max_tokens":
-            raise NoModelFits(
-                f"`{member.name}` was cut off by max_tokens = {request.max_tokens} before its JSON was whole",
-                backend=member.name,
-                model=member.backend.model,
-                text=got.text,
-            ) from None
-        again = msgspec.structs.replace(request, messages=(*request.messages, *_repair(got.text, wrong)))
-        second = await _stream(member, msgspec.structs.replace(asked, request=again), last=last, clock=clock)
-        try:
-            text = asked.form.read(second.text)
-        except Misfit as still:
-            raise NoModelFits(
-                f"`{member.name}` did not answer in the schema, asked twice: {still}",
-                hint=router.LIST,
-                backend=member.name,
-                model=member.backend.model,
-                text=second.text,
-            ) from None
-        got = msgspec.structs.replace(
-            second,
-            thinking=got.thinking + second.thinking,
-            usage=Tokens(
-                input_tokens=got.usage.input_tokens + second.usage.input_tokens,
-                output_tokens=got.usage.output_tokens + second.usage.output_tokens,
-            ),
-            cost_usd=got.cost_usd + second.cost_usd,
+            why = f"was cut off by max_tokens = {asked.request.max_tokens} before its JSON was whole"
+            raise _useless(member, asked, got.text, why) from None
+        if repairing:
+            why = f"did not answer in the schema, asked twice: {wrong}"
+            raise _useless(member, asked, got.text, why) from None
+        again = msgspec.structs.replace(asked, request=_repair(member, asked.request, got.text, wrong))
+        second = await ask(member, again, last=last, clock=clock, repairing=True)
+        return msgspec.structs.replace(
+            second, thinking=got.thinking + second.thinking, usage=_sum(got.usage, second.usage)
         )
     if asked.on_delta is not None:
         await asked.on_delta(TextDelta(text))
@@ -99,7 +90,8 @@ async def ask(member: Member, asked: Asked, *, last: bool, clock: Callable[[], f
 
 async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[], float]) -> Got:
     """One dispatch. Raises BackendFailed where another backend may follow, NoModelFits where none may."""
-    request, backend = asked.request, member.backend
+    backend = member.backend
+    request = router.outgoing(asked.request, local=backend.local)
     most_usd = 0.0
     if member.paid:
         most_usd = member.cost_usd(_most(request))
@@ -126,24 +118,33 @@ async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[
         if collector.done is None:
             raise BackendFailed(f"`{backend.model}` ended its reply before it was done")
     except BackendFailed as exc:
+        if collector.began:  # what it will be billed for is not known: at most this
+            asked.bill.usd += most_usd
         if not collector.passed_on:
             raise
         member.failed(exc, clock())
-        raise NoModelFits(
-            f"`{member.name}` broke off in the middle of its reply: {exc}",
-            backend=member.name,
-            model=backend.model,
-            text=collector.text,
-        ) from None
+        why = f"broke off in the middle of its reply: {exc}"
+        raise _useless(member, asked, collector.text, why) from None
     usage = collector.done.usage
+    # A paid server that does not say what it used has used what was reserved, for all we know.
+    asked.bill.usd += most_usd if usage == Tokens() else member.cost_usd(usage)
     return Got(
         text=collector.text,
         thinking=collector.thinking,
         calls=collector.calls,
         done=collector.done,
         usage=usage,
-        # A paid server that does not say what it used has used what was reserved, for all we know.
-        cost_usd=most_usd if usage == Tokens() else member.cost_usd(usage),
+    )
+
+
+def _useless(member: Member, asked: Asked, text: str, why: str) -> NoModelFits:
+    """A reply that came and cannot be used. Nobody else is asked: it was seen, or another would do no better."""
+    return NoModelFits(
+        f"`{member.name}` {why}",
+        backend=member.name,
+        model=member.backend.model,
+        text=text,
+        cost_usd=asked.bill.usd,
     )
 
 
@@ -157,10 +158,12 @@ class Collector:
         self._thinking: list[str] = []
         self._calls: list[ToolUse] = []
         self.done: Done | None = None
+        self.began = False
         self.passed_on = False
         """Something of it was seen: another backend's reply cannot follow it."""
 
     async def take(self, delta: Delta) -> None:
+        self.began = True
         match delta:
             case TextDelta():
                 self._text.append(delta.text)
@@ -212,11 +215,20 @@ def _most(request: ModelRequest) -> Tokens:
     return Tokens(input_tokens=size, output_tokens=request.max_tokens)
 
 
-def _repair(text: str, wrong: Misfit) -> tuple[Message, Message]:
-    return (
-        Message(role="assistant", content=text),
-        Message(
-            role="user",
-            content=f"That does not fit the schema: {wrong}. Answer again with the JSON alone, nothing around it.",
-        ),
+def _sum(a: Tokens, b: Tokens) -> Tokens:
+    return Tokens(
+        input_tokens=a.input_tokens + b.input_tokens, output_tokens=a.output_tokens + b.output_tokens
     )
+
+
+def _repair(member: Member, request: ModelRequest, text: str, wrong: Misfit) -> ModelRequest:
+    """The request once more, with what came and what is wrong with it."""
+    why = f"That does not fit the schema: {wrong}. Answer again with the JSON alone, nothing around it."
+    more = (Message(role="assistant", content=text), Message(role="user", content=why))
+    if request.public is None:
+        return msgspec.structs.replace(request, messages=(*request.messages, *more))
+    if member.backend.local:  # what came was made of what must not leave
+        return msgspec.structs.replace(
+            request, messages=(*request.messages, *more), public=None, privacy="local"
+        )
+    return msgspec.structs.replace(request, public=(*request.public, *more))

@@ -33,12 +33,13 @@ from aiosd.models.endpoint import (
     PROBE_S,
     READ_S,
     REFUSED_S,
+    STALLED_S,
     Endpoint,
     call_id,
     retry_after_s,
     said,
 )
-from aiosd.models.router import must_stay
+from aiosd.models.router import must_stay, outgoing
 from aiosd.records import Tokens, ToolUse
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Server:
 
     async def chat(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The lines of /api/chat as they come. Closing it closes the connection, which frees the model."""
-        client = await self._client()
+        client = await self.ready()
         with self._failing(str(body["model"])):
             # `dict` instead of its ChatResponse: see the top.
             lines: Any = await client._request(dict, "POST", "/api/chat", json=body, stream=True)
@@ -165,12 +166,13 @@ class Server:
             await self._made.close()  # type: ignore[no-untyped-call]
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        client = await self._client()
+        client = await self.ready()
         with self._failing(str(body["model"]) if body else ""):
             answer: Any = await client._request(dict, method, path, json=body)
         return self.convert(answer, dict[str, Any])
 
-    async def _client(self) -> ollama.AsyncClient:
+    async def ready(self) -> ollama.AsyncClient:
+        """The client; the first time takes as long as its import, whatever the deadline of what follows."""
         async with self._making:
             if self._made is None:
                 self._made = await anyio.to_thread.run_sync(self._make)
@@ -214,7 +216,9 @@ class Server:
         except (httpx.ConnectError, httpx.ConnectTimeout, ConnectionError):
             raise self.nobody() from None
         except httpx.TimeoutException:
-            raise BackendFailed(f"{self.url} said nothing for {READ_S:.0f} s") from None
+            raise BackendFailed(
+                f"{self.url} said nothing for {READ_S:.0f} s", retry_after_s=STALLED_S
+            ) from None
         except httpx.HTTPError as exc:
             raise BackendFailed(
                 f"{self.url} cut the connection: {said(str(exc), self._key) or type(exc).__name__}"
@@ -273,7 +277,7 @@ class Ollama:
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         stays = must_stay(request)
-        if stays or not self._looked:
+        if stays or request.public is not None or not self._looked:
             # A model can be replaced at any time by one of the same name that runs elsewhere.
             await self._look()
         if stays and not self.local:
@@ -282,7 +286,8 @@ class Ollama:
             )
         if request.tools and not self.takes_tools:
             raise BackendFailed(f"`{self.model}` takes no tools", fault="request")
-        async with contextlib.aclosing(self._server.chat(_body(self.model, request))) as lines:
+        body = _body(self.model, outgoing(request, local=self.local))
+        async with contextlib.aclosing(self._server.chat(body)) as lines:
             async for line in lines:
                 chunk = self._server.convert(line, _Chunk)
                 if chunk.remote_host:
@@ -307,6 +312,7 @@ class Ollama:
         if not await self._server.endpoint.listens():
             return str(self._server.nobody())
         try:
+            await self._server.ready()
             with anyio.fail_after(PROBE_S):
                 await self._look()
         except BackendFailed as exc:

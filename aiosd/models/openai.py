@@ -33,19 +33,19 @@ from aiosd.models.endpoint import (
     PROBE_S,
     READ_S,
     REFUSED_S,
+    STALLED_S,
     Endpoint,
     call_id,
     retry_after_s,
     said,
 )
 from aiosd.models.ollama import is_cloud
-from aiosd.models.router import must_stay
+from aiosd.models.router import must_stay, outgoing
 from aiosd.records import StopReason, Tokens, ToolUse
 
 if TYPE_CHECKING:
     import httpx2
     import openai
-    from openai.types.chat.chat_completion_chunk import ChatCompletionChunk, ChoiceDeltaToolCall
 
 NO_KEY = "unused"
 """Sent where the config names no key: local servers ask for none, the package insists on one."""
@@ -70,11 +70,41 @@ OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS), nor what it tells about the machine."
 _STOP: dict[str, StopReason] = {"length": "max_tokens", "content_filter": "refusal"}
 
 
-class _Piece(msgspec.Struct):
-    """A tool call that is still coming in."""
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
 
-    name: str = ""
-    arguments: str = ""
+
+class _CallPiece(msgspec.Struct):
+    index: int | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    """Not OpenAI's: llama.cpp's and DeepSeek's."""
+    reasoning: str | None = None
+    """Not OpenAI's: vLLM's and OpenRouter's."""
+    tool_calls: list[_CallPiece] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Chunk(msgspec.Struct):
+    """An event of the stream. The package does not check what it gives, so this does."""
+
+    choices: list[_Choice] | None
+    usage: _Usage | None = None
 
 
 class OpenAI:
@@ -102,7 +132,7 @@ class OpenAI:
         stop_reason: StopReason | None = None
         usage = Tokens()
         calls = _Calls(self.model, request.max_tokens)
-        async with contextlib.aclosing(self._chunks(request)) as chunks:
+        async with contextlib.aclosing(self._chunks(outgoing(request, local=self.local))) as chunks:
             async for chunk in chunks:
                 if chunk.usage is not None:  # some servers send it with each chunk: the last one counts
                     usage = Tokens(
@@ -110,18 +140,15 @@ class OpenAI:
                         output_tokens=chunk.usage.completion_tokens or 0,
                     )
                 for choice in chunk.choices or ():
-                    if (delta := choice.delta) is not None:
-                        # Not OpenAI's: llama.cpp and DeepSeek say `reasoning_content`, vLLM and OpenRouter `reasoning`.
-                        extra = delta.model_extra or {}
-                        thinking = extra.get("reasoning_content") or extra.get("reasoning")
-                        if isinstance(thinking, str) and thinking:
-                            yield ThinkingDelta(thinking)
-                        if text := delta.content or delta.refusal:
-                            yield TextDelta(text)
-                        if delta.refusal:
-                            stop_reason = "refusal"
-                        for piece in delta.tool_calls or ():
-                            calls.add(piece)
+                    delta = choice.delta or _Delta()
+                    if thinking := delta.reasoning_content or delta.reasoning:
+                        yield ThinkingDelta(thinking)
+                    if text := delta.content or delta.refusal:
+                        yield TextDelta(text)
+                    if delta.refusal:
+                        stop_reason = "refusal"
+                    for piece in delta.tool_calls or ():
+                        calls.add(piece)
                     if choice.finish_reason is not None:
                         stop_reason = stop_reason or _STOP.get(choice.finish_reason, "end_turn")
         if stop_reason is None:
@@ -148,13 +175,13 @@ class OpenAI:
         if self._made is not None:
             await self._made.close()
 
-    async def _chunks(self, request: ModelRequest) -> AsyncGenerator[ChatCompletionChunk, None]:
+    async def _chunks(self, request: ModelRequest) -> AsyncGenerator[_Chunk, None]:
         client = await self._client()
         with self._failing():
             stream: Any = await client.chat.completions.create(**_body(self.model, self.url or "", request))
             try:
                 async for chunk in stream:
-                    yield chunk
+                    yield msgspec.convert(chunk, _Chunk, from_attributes=True)
             finally:
                 with anyio.move_on_after(PROBE_S, shield=True):
                     await stream.close()
@@ -202,7 +229,9 @@ class OpenAI:
         except openai.APITimeoutError as exc:
             if "Connect" in type(exc.__cause__).__name__:
                 raise self._nobody() from None
-            raise BackendFailed(f"{self.url} said nothing for {READ_S:.0f} s") from None
+            raise BackendFailed(
+                f"{self.url} said nothing for {READ_S:.0f} s", retry_after_s=STALLED_S
+            ) from None
         except openai.APIConnectionError as exc:
             if "Connect" in type(exc.__cause__).__name__:
                 raise self._nobody() from None
@@ -210,8 +239,8 @@ class OpenAI:
             raise BackendFailed(f"{self.url} cut the connection: {why}") from None
         except openai.APIError as exc:  # an error event under status 200
             raise BackendFailed(f"`{self.model}` broke off: {said(exc.message, self._key)}") from None
-        except ValueError as exc:
-            # What the package raises for an event that is no JSON.
+        except (ValueError, AttributeError, msgspec.ValidationError) as exc:
+            # What the package raises for an event that is no JSON, or JSON of another form.
             raise BackendFailed(f"{self.url} does not speak OpenAI's protocol: {exc}") from None
 
     def _nobody(self) -> BackendFailed:
@@ -243,33 +272,31 @@ class _Calls:
     def __init__(self, model: str, max_tokens: int) -> None:
         self._model = model
         self._max_tokens = max_tokens
-        self._pieces: dict[int, _Piece] = {}
+        self._pieces: dict[int, list[_Function]] = {}
 
-    def add(self, delta: ChoiceDeltaToolCall) -> None:
-        index = delta.index
-        if index is None:  # Gemini's leaves it out, and sends each call whole
-            index = len(self._pieces)
-        call = self._pieces.setdefault(index, _Piece())
-        if delta.function is not None:
-            call.name = call.name or delta.function.name or ""
-            call.arguments += delta.function.arguments or ""
+    def add(self, piece: _CallPiece) -> None:
+        # Gemini's server leaves the index out, and sends each call whole.
+        index = len(self._pieces) if piece.index is None else piece.index
+        self._pieces.setdefault(index, []).append(piece.function or _Function())
 
     def whole(self, *, cut_off: bool) -> Iterator[ToolUse]:
         """Raises BackendFailed for arguments that are no JSON object."""
-        for _, call in sorted(self._pieces.items()):
+        for _, pieces in sorted(self._pieces.items()):
+            name = next((piece.name for piece in pieces if piece.name), "")
+            text = "".join(piece.arguments or "" for piece in pieces)
             try:
                 # Some servers send nothing for a tool without parameters.
-                arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, Any])
+                arguments = msgspec.json.decode(text or "{}", type=dict[str, Any])
             except msgspec.DecodeError:
                 if cut_off:
                     raise BackendFailed(
-                        f"`{self._model}` was cut off in its call of `{call.name}` by max_tokens = {self._max_tokens}",
+                        f"`{self._model}` was cut off in its call of `{name}` by max_tokens = {self._max_tokens}",
                         fault="request",
                     ) from None
                 raise BackendFailed(
-                    f"`{self._model}` called `{call.name}` with arguments that are no JSON object"
+                    f"`{self._model}` called `{name}` with arguments that are no JSON object"
                 ) from None
-            yield ToolUse(call_id=call_id(), name=call.name, arguments=arguments)
+            yield ToolUse(call_id=call_id(), name=name, arguments=arguments)
 
 
 def _sentence(exc: openai.APIStatusError) -> str:

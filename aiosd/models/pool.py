@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -16,11 +17,13 @@ from aiosd.models import ollama, router
 from aiosd.models.answer import Form
 from aiosd.models.backend import Backend, BackendFailed, ModelRequest, Reply
 from aiosd.models.discovery import Discovery
-from aiosd.models.exchange import Asked, Got, OnDelta, OnWait, Reserve, ask
+from aiosd.models.exchange import Asked, Bill, Got, OnDelta, OnWait, Reserve, ask
 from aiosd.models.member import Member
 from aiosd.models.openai import OpenAI
 from aiosd.models.router import Attempt, Plan, Standing
 from aiosd.records import BackendInfo, Candidate, Decision, Tier
+
+logger = logging.getLogger(__name__)
 
 CLOSE_S = 2.0
 """For all backends to let go of their connections."""
@@ -49,16 +52,20 @@ class Pool:
 
         on_delta is given the text and the thinking as they come; with a schema the text only whole, once it fits.
         on_wait is told what is waited for. reserve is given the most that the next dispatch can cost, in dollars,
-        before each paid one; what it raises refuses that one.
-        Raises NoModelFits, also when a backend breaks off after something was passed on (`data` has the text so
-        far): two models' replies are never joined. NotFound, InvalidParams; BudgetExhausted from reserve when no
-        backend was left that costs less.
+        before each paid one; BudgetExhausted from it sends that one nothing. `cost_usd` is what all attempts cost,
+        with the most for those that broke off.
+        Raises NoModelFits, also when a backend breaks off after something was passed on: two models' replies are
+        never joined, and `data` has the text so far. NotFound, InvalidParams; BudgetExhausted where no backend
+        that costs less answered.
         """
         started = self._clock()
         form = None
         if request.schema is not None:
             form = await anyio.to_thread.run_sync(Form, request.schema)  # it imports jsonschema
-        asked = Asked(request=request, form=form, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
+        bill = Bill()
+        asked = Asked(
+            request=request, form=form, on_delta=on_delta, on_wait=on_wait, reserve=reserve, bill=bill
+        )
         members = await self._members()
         plan = router.plan(request, self._standings(members))
         failed: dict[str, Candidate] = {}
@@ -68,6 +75,7 @@ class Pool:
             try:
                 got = await ask(member, asked, last=place + 1 == len(plan.attempts), clock=self._clock)
             except BackendFailed as exc:
+                logger.info("backend failed", extra={"backend": member.name, "reason": str(exc)})
                 member.failed(exc, self._clock())
                 if self._discovery is not None:
                     self._discovery.forget()
@@ -77,10 +85,10 @@ class Pool:
                 failed[member.name] = member.candidate(str(exc))
             else:
                 decision = self._decision(request, plan, attempt, members, failed, started)
-                return _reply(member, got, decision)
+                return _reply(member, got, bill, decision)
         if too_dear is not None:
             raise too_dear
-        raise router.no_model_fits(request, (*plan.rejected, *failed.values()))
+        raise router.no_model_fits(request, (*plan.rejected, *failed.values()), cost_usd=bill.usd)
 
     async def backends(self) -> tuple[BackendInfo, ...]:
         """Every backend as it stands now; each is probed, all at once."""
@@ -139,10 +147,13 @@ class Pool:
         started: float,
     ) -> Decision:
         after = [a.name for a in plan.attempts if a.name not in failed and a != attempt]
+        reason = attempt.reason
+        if request.withheld and not members[attempt.name].backend.local:
+            reason += f"; {request.withheld} private texts withheld"
         return Decision(
             tier=request.tier,
             chosen=attempt.name,
-            reason=attempt.reason,
+            reason=reason,
             candidates=(
                 *failed.values(),
                 members[attempt.name].candidate(None),
@@ -202,7 +213,7 @@ def _ranks(name: str, tiers: Mapping[Tier, tuple[str, ...]]) -> dict[Tier, int]:
     return {tier: names.index(name) for tier, names in tiers.items() if name in names}
 
 
-def _reply(member: Member, got: Got, decision: Decision) -> Reply:
+def _reply(member: Member, got: Got, bill: Bill, decision: Decision) -> Reply:
     done = got.done
     return Reply(
         text=got.text,
@@ -213,7 +224,7 @@ def _reply(member: Member, got: Got, decision: Decision) -> Reply:
         abstained=done.abstained,
         sources=done.sources,
         usage=got.usage,
-        cost_usd=got.cost_usd,
+        cost_usd=bill.usd,
         backend=member.name,
         model=member.backend.model,
         decision=decision,

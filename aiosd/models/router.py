@@ -65,6 +65,13 @@ def must_stay(request: ModelRequest) -> bool:
     return request.privacy == "local" or request.task_type == "embedding"
 
 
+def outgoing(request: ModelRequest, *, local: bool) -> ModelRequest:
+    """The request as a backend may see it: a remote one gets the `public` messages where there are any."""
+    if local or request.public is None:
+        return request
+    return msgspec.structs.replace(request, messages=request.public, public=None)
+
+
 def plan(request: ModelRequest, standings: Sequence[Standing]) -> Plan:
     """Who is asked: local before remote, each in the order of the tier's list; ties go by name.
 
@@ -83,11 +90,15 @@ def plan(request: ModelRequest, standings: Sequence[Standing]) -> Plan:
     fit = sorted((s for s in chosen if why_not[s.name] is None), key=lambda s: _order(request, s))
     if not fit:
         raise no_model_fits(request, rejected)
-    return Plan(tuple(Attempt(s.name, _reason(request, s, fit[:i])) for i, s in enumerate(fit)), rejected)
+    local = _no_local(request, chosen)
+    return Plan(
+        tuple(Attempt(s.name, _reason(request, s, fit[:i], local)) for i, s in enumerate(fit)), rejected
+    )
 
 
-def no_model_fits(request: ModelRequest, tried: Sequence[Candidate]) -> NoModelFits:
-    """The error for a request that nobody answered: each backend with its reason, and the ways out."""
+def no_model_fits(request: ModelRequest, tried: Sequence[Candidate], *, cost_usd: float = 0.0) -> NoModelFits:
+    """The error for a request that nobody answered: each backend with its reason, and the ways out. `cost_usd` is
+    what was spent on it all the same."""
     if request.backend is None:
         # A backend of another tier is no news to somebody who did not name it.
         near = [c for c in tried if c.rejected != _not_in(request.tier)]
@@ -102,6 +113,7 @@ def no_model_fits(request: ModelRequest, tried: Sequence[Candidate]) -> NoModelF
         f"{what}: {said or 'there is none'}. {WAYS_OUT}",
         hint=LIST if models else PULL,
         candidates=[{"backend": c.backend, "model": c.model, "rejected": c.rejected} for c in tried],
+        cost_usd=cost_usd,
     )
 
 
@@ -131,7 +143,17 @@ def _order(request: ModelRequest, standing: Standing) -> tuple[bool, bool, int, 
     return (quotes, not standing.local, standing.ranks.get(request.tier, 0), standing.name)
 
 
-def _reason(request: ModelRequest, standing: Standing, ahead: Sequence[Standing]) -> str:
+def _no_local(request: ModelRequest, standings: Sequence[Standing]) -> str:
+    """Why a remote one is asked before any local one, if it is."""
+    local = [s for s in standings if s.local and s.kind != EXTRACTIVE and request.tier in s.ranks]
+    if not local:
+        return f"no local backend serves tier {request.tier}"
+    if all(s.down is not None for s in local):
+        return "no local backend is up"
+    return "no local backend can take it"
+
+
+def _reason(request: ModelRequest, standing: Standing, ahead: Sequence[Standing], no_local: str) -> str:
     if request.backend is not None:
         why = "asked for by name"
     elif standing.kind == EXTRACTIVE:
@@ -139,7 +161,7 @@ def _reason(request: ModelRequest, standing: Standing, ahead: Sequence[Standing]
     elif standing.local:
         why = f"the {'next' if ahead else 'first'} local one of tier {request.tier}"
     else:
-        why = "no local backend answered" if any(s.local for s in ahead) else "no local backend is up"
+        why = "no local backend answered" if any(s.local for s in ahead) else no_local
     return f"paid: {why}, {_price(standing)}" if standing.paid else why
 
 
