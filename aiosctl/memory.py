@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pwd
+import getpass
 from datetime import datetime
 from typing import Annotated
 
@@ -42,7 +41,7 @@ Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only of this kin
 
 def login() -> str:
     """Whose memories these are by default, as the daemon names the owner of a session."""
-    return pwd.getpwuid(os.getuid()).pw_name
+    return getpass.getuser()
 
 
 def moment(text: str) -> datetime:

@@ -44,7 +44,7 @@ def connect(*, option: str | None, may_start: bool, quiet: bool, trace: bool) ->
     if client := _answering(path, trace):
         return client
     if option:
-        raise NoDaemon(f"no daemon answers on {path}", hint=f"AIOSD_SOCKET={shlex.quote(str(path))} aiosd")
+        raise NoDaemon(f"no daemon answers on {path}", hint=f"aiosd --socket {shlex.quote(str(path))}")
     if not may_start:
         hint = f"systemctl --user start {UNIT}" if _has_unit(path, os.environ) else "aiosd"
         raise NoDaemon(f"no daemon answers on {path}", hint=hint)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
-import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -291,7 +291,7 @@ def test_tasks_are_listed_shown_and_cancelled(double: Double, ctl: Ctl) -> None:
 
 
 def test_memory_is_the_login_users_unless_a_session_is_named(double: Double, ctl: Ctl) -> None:
-    me = pwd.getpwuid(os.getuid()).pw_name
+    me = getpass.getuser()
     double.answers["memory.recall"] = giving({"memories": [memory(score=0.5)]})
     double.answers["memory.list"] = giving({"memories": [memory()]})
     double.answers["memory.get"] = giving(memory())
@@ -309,7 +309,7 @@ def test_memory_is_the_login_users_unless_a_session_is_named(double: Double, ctl
 
 
 def test_remember_uses_your_last_open_session_or_makes_one(double: Double, ctl: Ctl) -> None:
-    me = pwd.getpwuid(os.getuid()).pw_name
+    me = getpass.getuser()
     mine = session(session_id=f"{UUID}5", user_id=me)
     double.answers["session.list"] = giving({"sessions": [session(user_id="somebody else"), mine]})
     double.answers["memory.remember"] = giving({"memory_id": "m"})
