@@ -1,0 +1,235 @@
+"""Keeps the index after the table of memories: the one hand that changes the index.
+
+Whatever adds memories adds rows; the index is brought to the last row here, in order of `seq`, whether the rows
+came a moment ago or the index was lost. So remembering, replaying and rebuilding are one thing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from aiosd.child import Call, Child, ChildDied, backoff_s, open_child
+from aiosd.errors import AiosError, DeadlineExceeded
+from aiosd.memory.points import Point, Position, Where
+from aiosd.records import Memory
+from aiosd.state import memories
+from aiosd.state.columns import micros
+from aiosd.state.database import Connection, Database
+
+ROWS = 128
+"""Memories read at once, and put at once where they are short."""
+
+BATCH_BYTES = 512 * 1024
+"""Text put at once; JSON may make six times as many bytes of it, of which a message may have 8 MiB."""
+
+DELETES = 1_000
+"""Ids in one call."""
+
+SHORT = 2_000
+"""Rows that the index may be behind for callers to wait until it is not: a second or less."""
+
+CHANGE_S = 60.0
+"""Deadline of one change of the index, after which the worker is held to hang."""
+
+QUERY_S = 20.0
+"""Deadline of one query, with the start of a worker before it."""
+
+WAIT_S = 30.0
+"""How long `caught_up` waits for the index at most. What is in SQLite is safe without it."""
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_follower(database: Database, folder: Path) -> AsyncIterator[Follower]:
+    """The index in this folder, in its worker, which is started at once."""
+
+    async def started(call: Call) -> None:
+        await follower.synchronize(call)
+
+    argv = [sys.executable, "-P", "-m", "aiosd.memory.worker", str(folder)]
+    async with (
+        open_child(argv, name="memory worker", env={}, started=started) as child,
+        anyio.create_task_group() as tasks,
+    ):
+        follower = Follower(database, child)
+        tasks.start_soon(follower.run)
+        try:
+            yield follower
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+class Follower:
+    """The index, as far as it has come."""
+
+    def __init__(self, database: Database, child: Child) -> None:
+        self._database = database
+        self._child = child
+        self._after = 0
+        """The last row that the index has seen."""
+        self._forgotten: set[str] = set()
+        """What SQLite has no longer, and the index may."""
+        self._is_behind = False
+        """For longer than a caller should wait: it is rebuilt, or its worker does not live."""
+        self._wake = anyio.Event()
+        self._wake.set()
+        self._waiting: list[anyio.Event] = []
+
+    async def caught_up(self, forgotten: Collection[str] = ()) -> None:
+        """Returns once the index has every row that is committed now, and none of these; or when that takes long."""
+        done = anyio.Event()
+        self._forgotten.update(forgotten)
+        self._waiting.append(done)
+        self._wake.set()
+        if not self._is_behind:
+            with anyio.move_on_after(WAIT_S):
+                await done.wait()
+
+    async def query(self, text: str, where: Where, n: int) -> list[tuple[str, float]]:
+        """Ids and scores, the best first. A worker that dies under it is asked again, once: it may be chance.
+
+        Raises ChildDied, DeadlineExceeded.
+        """
+        params = {"text": text, "where": where, "n": n}
+        try:
+            found = await self._ask("query", params)
+        except ChildDied as exc:
+            if exc.retry_after_s > 1:
+                raise
+            await anyio.sleep(exc.retry_after_s)
+            found = await self._ask("query", params)
+        return msgspec.convert(found, list[tuple[str, float]])
+
+    async def _ask(self, method: str, params: object) -> Any:
+        try:
+            return await self._child.call(method, params, timeout_s=QUERY_S)
+        except DeadlineExceeded:
+            if self._child.is_ready:  # otherwise it is starting, for which it has longer
+                self._child.kill()
+            raise
+
+    async def run(self) -> None:
+        """Follows the table until cancelled, whatever becomes of the worker."""
+        failures = 0
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            waiting, self._waiting = self._waiting, []
+            try:
+                await self._follow()
+            except AiosError as exc:
+                failures += 1
+                delay_s = max(backoff_s(failures), exc.retry_after_s if isinstance(exc, ChildDied) else 0.0)
+                logger.warning("memory index fell behind", extra={"why": str(exc), "retry_s": delay_s})
+                if isinstance(exc, DeadlineExceeded):
+                    self._child.kill()
+                self._wake.set()
+                if not delay_s:
+                    self._waiting += waiting
+                    continue
+                self._is_behind = True
+                self._release(waiting + self._waiting)
+                self._waiting = []
+                await anyio.sleep(delay_s)
+            else:
+                if self._is_behind:
+                    logger.info("memory index caught up", extra={"seq": self._after})
+                failures = 0
+                self._is_behind = False
+                self._release(waiting)
+
+    def _release(self, waiting: list[anyio.Event]) -> None:
+        for done in waiting:
+            done.set()
+
+    async def synchronize(self, call: Call) -> None:
+        """Finds out how far a new worker's index has come; goes on from there, or from the start if it cannot.
+
+        A short way is gone here, before anybody asks the new worker; a long one is left to `run`.
+        """
+        await self._delete(call)
+        position = msgspec.convert(await call("position", timeout_s=CHANGE_S), Position)
+        is_part, behind = await self._database.read(lambda c: _compare(c, position))
+        if is_part:
+            self._after = position.last_seq
+        else:
+            await call("clear", timeout_s=CHANGE_S)
+            self._after = 0
+        logger.info(
+            "memory index opened", extra={"points": position.count, "kept": is_part, "behind": behind}
+        )
+        self._wake.set()
+        if behind > SHORT:
+            self._is_behind = True
+        else:
+            await self._put(call)
+
+    async def _follow(self) -> None:
+        call = self._child.call
+        if not self._child.is_ready:  # or rows would be read that are put before this call is through
+            await call("position", timeout_s=CHANGE_S)
+        # In this order: a row that was read before it was forgotten is put first, and then deleted.
+        await self._put(call)
+        await self._delete(call)
+
+    async def _put(self, call: Call) -> None:
+        while rows := await self._database.read(lambda c: memories.rows(c, self._after, ROWS)):
+            for points in _batches(rows):
+                # The worker refuses what does not join on: it was restarted meanwhile, and `_after` is another.
+                await call("put", {"after": self._after, "points": points}, timeout_s=CHANGE_S)
+                self._after = points[-1].seq
+
+    async def _delete(self, call: Call) -> None:
+        while ids := list(islice(self._forgotten, DELETES)):
+            await call("delete", {"ids": ids}, timeout_s=CHANGE_S)
+            self._forgotten.difference_update(ids)
+
+
+def _compare(c: Connection, position: Position) -> tuple[bool, int]:
+    """Whether the index is the first part of the table, with nothing missing; and by how many rows it is shorter.
+
+    The count shows what was lost or not deleted, the id a table that is not the one it was made from.
+    """
+    count, _ = memories.position(c)
+    rows = memories.rows(c, position.last_seq - 1, 1) if position.count else []
+    last_id = rows[0][1].memory_id if rows else None
+    if last_id == position.last_id and memories.count_upto(c, position.last_seq) == position.count:
+        return True, count - position.count
+    return False, count
+
+
+def _batches(rows: Sequence[tuple[int, Memory]]) -> Iterator[list[Point]]:
+    batch: list[Point] = []
+    size_bytes = 0
+    for seq, memory in rows:
+        point = _point(seq, memory)
+        size_bytes += len(point.text.encode())
+        if batch and size_bytes > BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], len(point.text.encode())
+        batch.append(point)
+    yield batch
+
+
+def _point(seq: int, memory: Memory) -> Point:
+    return Point(
+        memory_id=memory.memory_id,
+        seq=seq,
+        # Who said it is asked for as often as what was said: "What did Ann say about Rome?"
+        text=f"{memory.speaker}: {memory.content}" if memory.speaker else memory.content,
+        user_id=memory.user_id,
+        session_id=memory.session_id,
+        kind=memory.kind,
+        source=memory.source,
+        created_at=micros(memory.created_at),
+    )

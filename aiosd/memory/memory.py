@@ -1,0 +1,256 @@
+"""Long-term memory: remember, recall, forget. SQLite has the memories and is the truth; the index finds them.
+
+Nothing is answered that SQLite does not give to the Scope that asks: an index that is behind, damaged or mistaken
+may miss a memory, but shows nobody another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+
+from aiosd.errors import InvalidParams
+from aiosd.memory.follower import Follower, open_follower
+from aiosd.memory.points import Where
+from aiosd.protocol import NewMemory
+from aiosd.records import Memory, Privacy, ScoredMemory, Session
+from aiosd.state import memories as table
+from aiosd.state import sessions
+from aiosd.state.columns import micros
+from aiosd.state.database import Connection, Database
+from aiosd.state.memories import Scope
+
+MAX_CONTENT = 1024 * 1024
+"""Bytes of UTF-8 in one memory. Longer texts are files."""
+
+MAX_METADATA = 64 * 1024
+"""Bytes of JSON."""
+
+MAX_NAME = 256
+"""Characters of kind, source and speaker."""
+
+MAX_QUERY = 8_000
+"""Characters of a query that are looked at. What matters in a longer one has been said by then."""
+
+MAX_RECALLED = 100
+"""Memories that one recall may ask for."""
+
+PAGE = 128
+"""Memories read at once where many are looked through."""
+
+
+def scope_of(session: Session) -> Scope:
+    """What a session may see: with `memory` or `*` all of its user's memories, otherwise its own."""
+    given = set(session.permissions)
+    whole_user = bool(given & {"memory", "*"}) and not given & {"!memory", "!*"}
+    return Scope(session.user_id, None if whole_user else session.session_id)
+
+
+@asynccontextmanager
+async def open_memory(database: Database, index_dir: Path) -> AsyncIterator[Memories]:
+    """The memories in this database, with their index in this folder, which is made where there is none."""
+    async with open_follower(database, index_dir) as index:
+        yield Memories(database, index)
+
+
+class Memories:
+    """All that is remembered."""
+
+    def __init__(self, database: Database, index: Follower) -> None:
+        self._database = database
+        self._index = index
+
+    def record(
+        self,
+        session: Session,
+        content: str,
+        *,
+        kind: str,
+        source: str,
+        privacy: Privacy,
+        created_at: datetime,
+        trust: float = 1.0,
+    ) -> Memory:
+        """A memory to be added in a transaction of the caller's own, who then calls `index`.
+
+        The daemon remembers by itself here, so a text that is too long is cut, not refused.
+        """
+        return Memory(
+            memory_id=str(uuid4()),
+            user_id=session.user_id,
+            session_id=session.session_id,
+            content=content.encode()[:MAX_CONTENT].decode(errors="ignore"),
+            speaker=None,
+            kind=kind,
+            source=source,
+            trust=trust,
+            privacy=_strictest(privacy, session.privacy),
+            created_at=created_at,
+            metadata={},
+        )
+
+    async def index(self, added: Sequence[Memory]) -> None:
+        """Returns once recall finds these, which are committed; or when that takes long, for they are safe."""
+        if added:
+            await self._index.caught_up()
+
+    async def remember(
+        self, session: Session, memories: Sequence[NewMemory], *, trust: float = 1.0
+    ) -> tuple[str, ...]:
+        """Keeps all of them or none; their ids in the same order, once they are on the disk and found by recall.
+
+        Where the index cannot follow at once, what is on the disk is answered. Raises InvalidParams.
+        """
+        now = datetime.now(UTC)
+        added = [_checked(session, memory, trust, now, place) for place, memory in enumerate(memories)]
+        await self._database.write(lambda c: table.add(c, added))
+        await self.index(added)
+        return tuple(memory.memory_id for memory in added)
+
+    async def recall(
+        self,
+        scope: Scope,
+        query: str,
+        *,
+        n: int = 5,
+        as_of: datetime | None = None,
+        kind: str | None = None,
+        source: str | None = None,
+    ) -> tuple[ScoredMemory, ...]:
+        """At most `n` (1 to 100) memories that share words with the query, the best first.
+
+        `as_of` leaves out what was created after it. Raises InvalidParams; ChildDied and DeadlineExceeded where the
+        index does not work.
+        """
+        if not 1 <= n <= MAX_RECALLED:
+            raise InvalidParams(f"n: expected 1 to {MAX_RECALLED}, got {n}")
+        where = Where(
+            user_id=scope.user_id,
+            session_id=scope.session_id,
+            kind=kind,
+            source=source,
+            as_of=None if as_of is None else micros(_in_utc(as_of)),
+        )
+        if not query.strip():
+            return ()
+        scores = dict(await self._index.query(query[:MAX_QUERY], where, n))
+        found = await self._database.read(lambda c: table.fetch(c, list(scores), scope))
+        return tuple(
+            ScoredMemory(**msgspec.structs.asdict(found[id]), score=score)
+            for id, score in scores.items()
+            if id in found  # otherwise it was forgotten since, or was never this scope's
+        )
+
+    async def forget(
+        self,
+        *,
+        memory_id: str | None = None,
+        query: str | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        source: str | None = None,
+        before: datetime | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Removes the memories that fit every condition given, and counts them; with `dry_run` only counts.
+
+        A query fits what contains each of its words as written, in either case: less than recall would find,
+        since what is forgotten is gone. Raises InvalidParams without any condition, NotFound for no session.
+        """
+        if all(value is None for value in (memory_id, query, session_id, user_id, source, before)):
+            raise InvalidParams("forget: expected a condition; without one it would be everything")
+        scope = await self._scope(session_id, user_id)
+        ids = None if query is None else await self._containing(query)
+        before = None if before is None else _in_utc(before)
+
+        def fitting(c: Connection) -> tuple[str, ...]:
+            return table.select(c, scope, memory_id=memory_id, ids=ids, source=source, before=before)
+
+        def remove(c: Connection) -> tuple[str, ...]:
+            fitted = fitting(c)
+            table.delete(c, fitted)
+            return fitted
+
+        if dry_run:
+            return len(await self._database.read(fitting))
+        gone = await self._database.write(remove)
+        if gone:
+            await self._index.caught_up(forgotten=gone)
+        return len(gone)
+
+    async def _scope(self, session_id: str | None, user_id: str | None) -> Scope | None:
+        """None is everybody."""
+        if user_id is not None:
+            return Scope(user_id, session_id)
+        if session_id is None:
+            return None
+        session = await self._database.read(lambda c: sessions.get(c, session_id))
+        return Scope(session.user_id, session_id)
+
+    async def _containing(self, query: str) -> list[str]:
+        """Ids of the memories, whoever's, that contain each word of the query."""
+        words = query.casefold().split()
+        if not words:
+            raise InvalidParams("query: expected words")
+        found: list[str] = []
+        after: int | None = 0
+        while after is not None:
+            after, ids = await self._database.read(partial(_page_containing, words=words, after=after))
+            found += ids
+        return found
+
+
+def _page_containing(c: Connection, *, words: Sequence[str], after: int) -> tuple[int | None, list[str]]:
+    """Those among the next memories, and where to go on."""
+    rows = table.rows(c, after, PAGE)
+    contents = ((memory.memory_id, memory.content.casefold()) for _, memory in rows)
+    ids = [id for id, content in contents if all(word in content for word in words)]
+    return rows[-1][0] if rows else None, ids
+
+
+def _checked(session: Session, new: NewMemory, trust: float, now: datetime, place: int) -> Memory:
+    """The memory as it is kept. Raises InvalidParams, which names its place among those given."""
+    if not new.content.strip():
+        raise InvalidParams(f"memories[{place}].content: expected a text, got none")
+    try:
+        if (size := len(new.content.encode())) > MAX_CONTENT:
+            raise InvalidParams(f"memories[{place}].content: {size} bytes; at most {MAX_CONTENT}")
+        if (size := len(msgspec.json.encode(new.metadata))) > MAX_METADATA:
+            raise InvalidParams(f"memories[{place}].metadata: {size} bytes of JSON; at most {MAX_METADATA}")
+    except UnicodeEncodeError as exc:
+        raise InvalidParams(f"memories[{place}]: not Unicode: {exc}") from None
+    for field, name in (("kind", new.kind), ("source", new.source), ("speaker", new.speaker)):
+        if name is not None and not 0 < len(name) <= MAX_NAME:
+            raise InvalidParams(
+                f"memories[{place}].{field}: expected 1 to {MAX_NAME} characters, got {len(name)}"
+            )
+    created_at = now if new.created_at is None else _in_utc(new.created_at)
+    micros(created_at)  # raises for a time that UTC has no year for
+    return Memory(
+        memory_id=str(uuid4()),
+        user_id=session.user_id,
+        session_id=session.session_id,
+        content=new.content,
+        speaker=new.speaker,
+        kind=new.kind,
+        source=new.source,
+        trust=trust,
+        privacy=session.privacy,
+        created_at=created_at,
+        metadata=new.metadata,
+    )
+
+
+def _in_utc(time: datetime) -> datetime:
+    """A time without a zone is UTC's."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
+
+
+def _strictest(one: Privacy, other: Privacy) -> Privacy:
+    return "local" if "local" in (one, other) else "any"
