@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import msgspec
+
 from aiosctl.client import Client
 from aiosd import protocol as p
 from aiosd import records as r
@@ -63,8 +65,8 @@ class Daemon:
                 )
             pidfd = os.pidfd_open(self.process.pid)
             try:
-                found, _, _ = select.select([ready, pidfd], [], [], PATIENCE_S)
-                assert ready in found and ready.recv(100) == b"READY=1", self.log.read_text()
+                found, _, _ = select.select([ready.fileno(), pidfd], [], [], PATIENCE_S)
+                assert ready.fileno() in found and ready.recv(100) == b"READY=1", self.log.read_text()
             finally:
                 os.close(pidfd)
         return self
@@ -96,6 +98,12 @@ class Daemon:
 
     def run(self, session: r.Session, task: str, **fields: Any) -> r.TaskResult:
         return self.call(p.SessionRun(session_id=session.session_id, task=task, **fields))
+
+    def start_task(self, session: r.Session, task: str, **fields: Any) -> r.Task:
+        """Runs it detached: the row is on the disk, nothing more is known."""
+        with Client(self.socket) as client:
+            params = p.SessionRun(session_id=session.session_id, task=task, detach=True, **fields)
+            return msgspec.json.decode(client.ask(params), type=r.Task)
 
     def ctl(
         self,

@@ -136,17 +136,28 @@ def add_turn(c: Connection, session_id: str, turn: Turn) -> None:
 
 
 def turns(c: Connection, session_id: str, last_n: int) -> tuple[Turn, ...]:
-    """The last ones in the order they were added, the oldest first; at most 1000. Raises NotFound."""
+    """The session's working memory: what was said in it and what it was given to remember, the last ones, the
+    oldest first; at most 1000. Notes are its memories themselves, so one that is forgotten is gone here too.
+    Raises NotFound."""
+    session = get(c, session_id)
+    limit = min(max(last_n, 0), MAX_PAGE)
     rows = c.execute(
-        "SELECT role, content, created_at, task_id, privacy FROM turns WHERE session_id = ?"
-        " ORDER BY turn_id DESC LIMIT ?",
-        (known("session", session_id), min(max(last_n, 0), MAX_PAGE)),
+        """
+        SELECT * FROM (
+            SELECT role, content, created_at, task_id, privacy, turn_id AS place FROM turns
+            WHERE session_id = :session ORDER BY turn_id DESC LIMIT :limit)
+        UNION ALL
+        SELECT * FROM (
+            SELECT 'note', content, created_at, NULL, privacy, seq FROM memories
+            WHERE user_id = :user AND session_id = :session AND kind <> 'task'
+            ORDER BY created_at DESC, seq DESC LIMIT :limit)
+        ORDER BY created_at DESC, place DESC LIMIT :limit
+        """,
+        {"session": session_id, "user": session.user_id, "limit": limit},
     ).fetchall()
-    if not rows:
-        get(c, session_id)
     return tuple(
         Turn(role=role, content=content, created_at=moment(created_at), task_id=task_id, privacy=privacy)
-        for role, content, created_at, task_id, privacy in reversed(rows)
+        for role, content, created_at, task_id, privacy, _ in reversed(rows)
     )
 
 

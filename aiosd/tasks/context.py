@@ -136,7 +136,8 @@ def _messages(
         if turn.role == "assistant":
             messages.append(Message(role="assistant", content=turn.content))
         else:
-            messages.append(Message(role="user", content=turn.content))
+            prefix = "Note: " if turn.role == "note" else ""
+            messages.append(Message(role="user", content=prefix + turn.content))
     if params.inputs:
         given = [f'<input name="{i.name}">\n{i.text}\n</input>' for i in params.inputs]
         messages.append(Message(role="user", content="\n".join(given)))
