@@ -92,7 +92,12 @@ def _power(a: Number, b: Number) -> Number:
         raise ValueError(f"`{_short(a)} ** {_short(b)}` is not a real number")
     if abs(a) == 1 or (a == 0 and b > 0):
         return abs(a) if a >= 0 or b % 2 == 0 else a
-    return math.pow(a, b)
+    if a == 0 and b < 0:
+        raise ZeroDivisionError(f"`0 ** {_short(b)}` divides by zero")
+    try:
+        return math.pow(a, b)
+    except OverflowError:
+        raise OverflowError("the number is too large") from None
 
 
 def _short(value: Number) -> str:

@@ -175,33 +175,34 @@ def _add_default(schema: dict[str, Any], default: object) -> None:
 
 
 _PARAMETER = re.compile(r"(?::param\s+(?:[^:]*\s)?)?\*{0,2}(?P<name>\w+)\s*(?:\([^)]*\))?\s*:(?P<text>.*)")
-_SECTION = re.compile(r"(Args|Arguments|Parameters|Params):")
+_SECTION = re.compile(r"(?P<ours>Args|Arguments|Parameters|Params):|[A-Z]\w+:")
 
 
 def read_docstring(text: str, names: set[str]) -> tuple[str, dict[str, str]]:
     """The first paragraph, and what is said of each parameter in `name`.
 
     Read as parameters are the lines `x: ...` (also in an `Args:` section, also `x (int): ...`) and
-    `:param x: ...`, each with the deeper indented lines after it. Only those: `text` may hold any prose.
+    `:param x: ...`, each with the deeper indented lines after it, but nothing in a section such as `Returns:`.
     """
     summary: list[str] = []
     described: dict[str, str] = {}
     current: tuple[str, int] | None = None
-    in_summary = True
+    in_summary = in_ours = True
     for number, line in enumerate(text.splitlines()):
         stripped = line.strip()
         indent = len(line) - len(line.lstrip())
         found = _PARAMETER.fullmatch(stripped) if number else None
         if current and stripped and indent > current[1]:
             described[current[0]] = f"{described[current[0]]} {stripped}".strip()
-        elif found and found["name"] in names:
+        elif section := _SECTION.fullmatch(stripped) if number and stripped[:-1] not in names else None:
+            in_summary, in_ours, current = False, bool(section["ours"]), None
+        elif found and found["name"] in names and in_ours:
             in_summary = False
             current = (found["name"], indent)
             described[found["name"]] = found["text"].strip()
         else:
             current = None
-            if not stripped or _SECTION.fullmatch(stripped):
-                in_summary = in_summary and not summary
+            in_summary = in_summary and bool(stripped or not summary)
             if in_summary and stripped:
                 summary.append(stripped)
     return " ".join(summary), {name: said for name, said in described.items() if said}

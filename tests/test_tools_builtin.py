@@ -1,0 +1,336 @@
+"""The builtin tools as functions; that they also work through a host is in test_tools_host.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosd.tools import builtin, workspace
+from aiosd.tools.builtin import clock, list_files, read_file, search_files
+from aiosd.tools.calculator import calculate
+
+
+@pytest.mark.parametrize(
+    ("expression", "answer"),
+    [
+        ("12 * 7", "84"),
+        ("168 / 2", "84"),
+        ("7 / 2", "3.5"),
+        ("1 / 3", "0.333333333333333"),
+        ("0.1 + 0.2", "0.3"),
+        ("84.0", "84"),
+        ("2 ** 64", "18446744073709551616"),
+        ("2 ** -1", "0.5"),
+        ("2 ** 0.5", "1.4142135623731"),
+        ("-2 ** 2", "-4"),
+        ("(-1) ** 3", "-1"),
+        ("(-1) ** 1000000000000", "1"),
+        ("1 ** 99999999999", "1"),
+        ("0 ** 99999999999", "0"),
+        ("0 ** 0", "1"),
+        ("7 // 2 + 7 % 4", "6"),
+        ("-7 // 2", "-4"),
+        ("+(3 - -4) * 2", "14"),
+        ("sqrt(144)", "12"),
+        ("sqrt(2)", "1.4142135623731"),
+        ("round(2.567, 1)", "2.6"),
+        ("round(1234, -2)", "1200"),
+        ("abs(-3) + min(4, 2, 8) + max(1)", "6"),
+        ("pi", "3.14159265358979"),
+        ("2 * e", "5.43656365691809"),
+        ("1e300 * 10", "1e+301"),
+        (" 1 +\n1 ", None),
+        ("(1 +\n1)", "2"),
+        ("1_000 + 1", "1001"),
+        ("10 ** 400 / 10 ** 399", "10"),
+    ],
+)
+def test_the_calculator_computes(expression: str, answer: str | None) -> None:
+    if answer is None:
+        with pytest.raises(ValueError):
+            calculate(expression)
+    else:
+        assert calculate(expression) == answer.replace("1.4142135623731", calculate("sqrt(2)"))
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("9 ** 9 ** 9", "passes 10000 bits"),
+        ("2 ** 10 ** 10 ** 10", "passes 10000 bits"),
+        ("(2 ** 9999) * (2 ** 9999)", "passes 10000 bits"),
+        ("(-9) ** 99999999999999999999", "passes 10000 bits"),
+        ("1e308 * 10", "too large"),
+        ("1e999", "too large"),
+        ("10.0 ** 400", "too large"),
+        ("10 ** 400 / 3", "too large"),
+        ("10 ** 400 + 0.5", "too large"),
+        ("1 / 0", "division by zero"),
+        ("1 // 0", "zero"),
+        ("1 % 0", "zero"),
+        ("0 ** -1", "divides by zero"),
+        ("(-8) ** 0.5", "not a real number"),
+        ("sqrt(-1)", "not a real number"),
+        ("2 ^ 8", r"a power is `\*\*`"),
+        ("__import__('os').system('id')", "is not arithmetic"),
+        ("().__class__", "is not arithmetic"),
+        ("[1, 2]", "is not arithmetic"),
+        ("1 if 1 else 2", "is not arithmetic"),
+        ("(lambda: 1)()", "is not arithmetic"),
+        ("True + 1", "is not arithmetic"),
+        ("'a' * 9", "is not arithmetic"),
+        ("1j", "is not arithmetic"),
+        ("1 < 2", "is not arithmetic"),
+        ("~1", "is not arithmetic"),
+        ("min(*[1])", "is not arithmetic"),
+        ("round(1.5, ndigits=1)", "is not arithmetic"),
+        ("open", "`open` is not known"),
+        ("min()", "does not take 0 arguments"),
+        ("sqrt(1, 2)", "does not take 2 arguments"),
+        ("round(1, 10 ** 9)", "at most 400"),
+        ("round(1.5, 1.5)", "at most 400"),
+        ("", "not an expression"),
+        ("2 +", "not an expression"),
+        ("x = 1", "not an expression"),
+        ("1; 2", "not an expression"),
+        ("\0", "not an expression|null"),
+        ("1" * 1001, "1001 characters"),
+        ("(" * 400 + "1" + ")" * 400, "nested|not an expression"),
+        ("-" * 990 + "1", "nested|not an expression"),
+    ],
+)
+def test_the_calculator_refuses_at_once_with_a_sentence(expression: str, words: str) -> None:
+    started = time.process_time()
+    with pytest.raises((ValueError, ArithmeticError)) as caught:
+        calculate(expression)
+    assert re.search(words, str(caught.value)), str(caught.value)
+    assert time.process_time() - started < 1
+
+
+@given(st.text(alphabet="0123456789.+-*/%() esqrtpiabmnx,", max_size=40))
+def test_any_text_is_computed_or_refused(expression: str) -> None:
+    try:
+        answer = calculate(expression)
+    except (ValueError, ArithmeticError) as exc:
+        assert str(exc)
+    else:
+        assert float(answer) is not None
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12), st.sampled_from(["+", "-", "*"]))
+def test_whole_numbers_are_exact(a: int, b: int, operator: str) -> None:
+    assert calculate(f"{a} {operator} ({b})") == str({"+": a + b, "-": a - b, "*": a * b}[operator])
+
+
+def test_the_clock_tells_time_zone_and_weekday() -> None:
+    stamp, weekday = clock("UTC").split()
+    told = datetime.fromisoformat(stamp)
+    assert stamp.endswith("+00:00")
+    assert f"{told:%A}" == weekday
+    assert abs((told - datetime.fromisoformat(clock().split()[0])).total_seconds()) < 60
+
+
+@pytest.mark.parametrize(
+    "name", ["Mars/Base", "../../etc/passwd", "/etc/passwd", "", "Europe", "a\0b", "x" * 9999, "."]
+)
+def test_the_clock_refuses_what_is_no_time_zone(name: str) -> None:
+    with pytest.raises(ValueError, match="no IANA time zone"):
+        clock(name)
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace that is the current folder, as in a host, beside a file that is none of its business."""
+    (tmp_path / "secret.txt").write_text("the secret\n")
+    folder = tmp_path / "workspace"
+    (folder / "docs").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / "README.md").write_text("one\ntwo Needle\nthree\n")
+    (folder / "docs" / "guide.md").write_text("a needle here\r\nb\r\n")
+    (folder / ".git" / "config").write_text("needle\n")
+    (folder / "blob.bin").write_bytes(b"needle\0\1\2")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_file_is_read_whole_or_from_a_line_on(folder: Path) -> None:
+    assert read_file("README.md") == "one\ntwo Needle\nthree"
+    assert read_file("./docs/../README.md", offset=3) == "three"
+    assert read_file(str(folder / "README.md"), offset=2, limit=1) == (
+        "two Needle\n[lines 2 to 2 of 3; go on with offset=3]"
+    )
+    (folder / "empty").touch()
+    assert read_file("empty") == "[`empty` is empty]"
+
+
+def test_an_offset_behind_the_end_says_how_long_the_file_is(folder: Path) -> None:
+    with pytest.raises(ValueError, match="has 3 lines"):
+        read_file("README.md", offset=4)
+
+
+def test_a_long_file_is_cut_between_lines_and_says_where_to_go_on(folder: Path) -> None:
+    (folder / "long").write_text("".join(f"{n} {'x' * 95}\n" for n in range(1, 3001)))
+    text = read_file("long")
+    *lines, note = text.split("\n")
+    assert len(text) < builtin.MAX_TEXT * 1.1
+    assert note == f"[lines 1 to {len(lines)} of 3000; go on with offset={len(lines) + 1}]"
+    assert read_file("long", offset=len(lines) + 1, limit=1).startswith(f"{len(lines) + 1} ")
+
+
+def test_one_endless_line_is_cut(folder: Path) -> None:
+    (folder / "line").write_text("x" * 1_000_000)
+    assert read_file("line").endswith("[... 940000 characters more]")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.txt",
+        "docs/../../secret.txt",
+        "/etc/passwd",
+        "/dev/zero",
+        "..",
+        "/",
+        "link",
+        "linked/secret.txt",
+    ],
+)
+def test_no_path_leads_out_of_the_workspace(folder: Path, path: str) -> None:
+    (folder / "link").symlink_to("../secret.txt")
+    (folder / "linked").symlink_to("..")
+    for look in (read_file, list_files, lambda path: search_files("secret", path)):
+        with pytest.raises(workspace.OutsideWorkspace, match="outside the workspace"):
+            look(path)
+
+
+def test_a_sibling_that_begins_with_the_workspaces_name_is_outside(folder: Path) -> None:
+    (folder.parent / "workspace2").mkdir()
+    (folder.parent / "workspace2" / "x").write_text("x")
+    with pytest.raises(workspace.OutsideWorkspace):
+        read_file("../workspace2/x")
+
+
+def test_a_symlink_that_stays_inside_is_followed_when_named_but_not_in_walks(folder: Path) -> None:
+    (folder / "link.md").symlink_to("docs/guide.md")
+    (folder / "out").symlink_to("..")
+    assert read_file("link.md") == "a needle here\nb"
+    assert list_files() == "README.md\nblob.bin\ndocs/guide.md"
+    assert "secret" not in search_files("e")
+
+
+def test_a_path_that_leaves_only_once_it_was_checked_still_does_not_lead_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.path.normpath
+
+    def swap(path: str) -> str:
+        """Between the check of the words and the opening, as a hostile process would."""
+        if path.endswith("README.md"):
+            (folder / "README.md").unlink(missing_ok=True)
+            (folder / "README.md").symlink_to("../secret.txt")
+        return real(path)
+
+    monkeypatch.setattr(os.path, "normpath", swap)
+    with pytest.raises(workspace.OutsideWorkspace):
+        read_file("README.md")
+
+
+def test_devices_pipes_folders_and_binaries_are_refused_without_waiting(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    for path, words in (
+        ("pipe", "not a file"),
+        ("docs", "is a folder"),
+        ("blob.bin", "binary file of 9 bytes"),
+    ):
+        with pytest.raises(workspace.NotText, match=words):
+            read_file(path)
+    with pytest.raises(workspace.NotText, match="neither"):
+        list_files("pipe")
+    assert "pipe" not in list_files()
+    assert search_files("needle", "docs") == "docs/guide.md:1: a needle here"
+
+
+def test_what_is_not_there_or_not_a_path_is_said(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no `nothing` in the workspace"):
+        read_file("nothing")
+    with pytest.raises(workspace.NotText, match="NUL"):
+        read_file("a\0b")
+    with pytest.raises(OSError, match="too long"):
+        read_file("x" * 5000)
+    with pytest.raises(OSError, match="README.md/x"):
+        read_file("README.md/x")
+
+
+def test_a_huge_file_is_refused_and_passed_over(folder: Path) -> None:
+    with (folder / "huge").open("wb") as file:
+        file.write(b"needle\n" * 2000)
+        file.truncate(10 * 1024**4)  # 10 TB, none of it written
+    (folder / "huge.txt").write_bytes(b"needle\n" * (workspace.MAX_FILE // 7 + 1))
+    with pytest.raises(workspace.NotText, match="has 10995116277760 bytes|binary"):
+        read_file("huge")
+    with pytest.raises(workspace.NotText, match="files up to 16777216 bytes"):
+        read_file("huge.txt")
+    assert "not searched, being binary, too large or unreadable: 3 files" in search_files("needle")
+
+
+def test_files_are_listed_by_name_or_path_and_hidden_folders_are_not(folder: Path) -> None:
+    assert list_files(pattern="*.md") == "README.md\ndocs/guide.md"
+    assert list_files(pattern="**/*.md") == "README.md\ndocs/guide.md"
+    assert list_files(pattern="docs/*") == "docs/guide.md"
+    assert list_files("docs") == "docs/guide.md"
+    assert list_files("docs/guide.md") == "docs/guide.md"
+    assert list_files(pattern="*.rs") == "[no file matches `*.rs`]"
+
+
+def test_a_search_gives_path_line_and_text_in_any_case(folder: Path) -> None:
+    assert search_files("NEEDLE").split("\n") == [
+        "README.md:2: two Needle",
+        "docs/guide.md:1: a needle here",
+        "[not searched, being binary, too large or unreadable: 1 file]",
+    ]
+    assert search_files("(.*", "docs") == "[no line contains `(.*`]"
+
+
+def test_lists_and_searches_end_at_their_caps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1100):
+        (folder / f"f{number:04}").write_text("hay\n")
+    assert list_files().count("\n") == 1000
+    assert list_files().endswith("narrower pattern]")
+    assert search_files("hay").count(": hay\n") == 200
+    monkeypatch.setattr(workspace, "MAX_VISITED", 50)
+    assert list_files().endswith("[stopped after 50 files; name a folder]")
+    assert "[stopped after 50 files; name a folder]" in search_files("nowhere")
+
+
+def test_a_search_shows_the_part_of_a_long_line_that_matches(folder: Path) -> None:
+    (folder / "min.js").write_text("a" * 100_000 + "findme" + "b" * 100_000)
+    found = search_files("findme", "min.js")
+    assert "findme" in found
+    assert len(found) < 400
+
+
+def test_a_very_deep_tree_and_odd_names_do_no_harm(folder: Path) -> None:
+    here = os.open(".", os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d", dir_fd=here)
+        there = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = there
+    os.close(here)
+    (folder / "a\nb:1: forged").write_text("needle\n")
+    (folder / os.fsdecode(b"\xff.txt")).write_text("needle\n")
+    listed = list_files()
+    assert "a\N{REPLACEMENT CHARACTER}b:1: forged" in listed
+    assert "\N{REPLACEMENT CHARACTER}.txt" in listed
+    listed.encode()
+    search_files("needle").encode()

@@ -1,0 +1,706 @@
+"""Calls through the registry into real hosts: what a caller gets, whatever a tool does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aiosd import child
+from aiosd.errors import (
+    DeadlineExceeded,
+    InvalidParams,
+    InvalidState,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    RateLimited,
+    ToolFailed,
+)
+from aiosd.records import Session, ToolResult
+from aiosd.tools import host, registry
+from aiosd.tools.kernel import KernelTool, kernel_tool
+from aiosd.tools.registry import Registry, open_registry
+from aiosd.tools.results import MAX_TEXT
+
+pytestmark = pytest.mark.anyio
+
+LONG_S = 30.0
+"""A deadline that nothing here meets; the machine may be slow."""
+
+TOOLS = '''
+from __future__ import annotations
+import asyncio, ctypes, enum, os, signal, subprocess, sys, time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+import msgspec
+from aiosd.tools import tool
+
+opened = open("/dev/null")
+
+@dataclass
+class Item:
+    name: str
+    size: int = 1
+
+class Color(enum.Enum):
+    RED = "red"
+
+@tool(permissions=["*"])
+def echo(text: str) -> str:
+    return text
+
+@tool(permissions=["*"])
+async def later(text: str) -> str:
+    await asyncio.sleep(0)
+    return text
+
+@tool(permissions=["*"])
+def types(items: list[Item], color: Color = Color.RED) -> dict:
+    assert all(isinstance(item, Item) for item in items)
+    return {"sizes": [item.size for item in items], "color": color, "on": date(2025, 1, 2)}
+
+@tool(permissions=["*"])
+def returns(what: str):
+    return {
+        "none": None, "text": "a", "number": 3, "list": [1, "a"], "object": {"a": 1}, "item": Item("x"),
+        "class": object(), "function": print, "long": "x" * 300_000, "wide": ["y" * 300_000],
+        "wide object": {"a": "y" * 300_000}, "surrogate": "a\\ud800b", "big int": 10**30, "euros": "€" * 50_000,
+        "set": {1}, "nan": float("nan"), "generator": (n for n in "ab"),
+    }[what]
+
+class Rude(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+@tool(permissions=["*"])
+def raises(what: str):
+    if what == "loop":
+        return raises(what)
+    raise {"type": TypeError("no good"), "exit": SystemExit(3), "interrupt": KeyboardInterrupt(), "empty": ValueError(),
+           "rude": Rude(), "group": ExceptionGroup("two", [ValueError("a")]), "memory": MemoryError("all of it"),
+           "long": ValueError("x" * 300_000)}[what]
+
+@tool(permissions=["*"])
+async def raises_later():
+    raise LookupError("later")
+
+@tool(permissions=["*"])
+def dies(how: str):
+    match how:
+        case "_exit": os._exit(3)
+        case "_exit 0": os._exit(0)
+        case "segv": ctypes.string_at(0)
+        case "kill": os.kill(os.getpid(), signal.SIGKILL)
+        case "group": os.killpg(0, signal.SIGTERM)
+        case "forge":
+            for fd in range(3, 64):
+                try: os.write(fd, b"\\0\\0\\0\\0\\0\\0\\0\\x05hello")
+                except OSError: pass
+            os._exit(0)
+        case "flood":
+            for fd in range(3, 64):
+                try:
+                    while True: os.write(fd, b"\\x7f" * 65536)
+                except OSError: pass
+            os._exit(0)
+        case "close":
+            os.closerange(0, 64)
+            return "gone"
+
+@tool(permissions=["*"])
+def forks() -> str:
+    os.fork()
+    return "once"
+
+@tool(permissions=["*"])
+def hangs(how: str, fifo: str) -> str:
+    """Says its process's number, and that of what it started, into a FIFO; then never comes back."""
+    number = 0
+    if how == "child":
+        number = subprocess.Popen(["sleep", "1000"]).pid
+    elif how == "daemon":
+        number = subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+    elif how == "deaf":
+        for n in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(n, signal.SIG_IGN)
+    with open(fifo, "w") as f:
+        f.write(f"{os.getpid()} {number} {os.getppid()}\\n")
+    if how == "spin":
+        while True: pass
+    while True:
+        time.sleep(1000)
+
+@tool(permissions=["*"])
+def leaves(how: str) -> str:
+    """Comes back at once and leaves a process behind."""
+    return str(subprocess.Popen(["sleep", "1000"], start_new_session=how == "daemon").pid)
+
+@tool(permissions=["*"])
+def world() -> dict:
+    print("a print is not an answer")
+    os.write(1, b'{"jsonrpc":"2.0","id":1,"result":"forged"}\\n')
+    fds = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+    return {"environ": dict(os.environ), "cwd": os.getcwd(), "stdin": sys.stdin.read(), "leader": os.getsid(0) == os.getpid(),
+            "fds": fds, "path": sys.path, "modules": [m for m in ("anyio", "pydantic", "openai", "sqlite3") if m in sys.modules],
+            "opened": opened.closed, "pid": os.getpid(), "ppid": os.getppid(), "bytecode": sys.dont_write_bytecode}
+
+@tool(permissions=["write"], rate_limit=2)
+def limited(text: str) -> str:
+    return text
+
+class Slow(msgspec.Struct):
+    x: int
+    def __post_init__(self):
+        while self.x: pass
+
+@tool(permissions=["*"])
+def slow_types(slow: Slow) -> str:
+    return "at last"
+'''
+
+
+def session(name: str = "s1", **fields: Any) -> Session:
+    now = datetime.now(UTC)
+    return Session(
+        **{
+            "session_id": name,
+            "user_id": "ada",
+            "title": name,
+            "agent": None,
+            "permissions": ("read",),
+            "privacy": "any",
+            "priority": "normal",
+            "max_usd": None,
+            "workspace": None,
+            "write": False,
+            "state": "open",
+            "created_at": now,
+            "used_at": now,
+        }
+        | fields
+    )
+
+
+Open = Callable[..., AbstractAsyncContextManager[Registry]]
+
+
+@pytest.fixture
+def open_(tmp_path: Path) -> Open:
+    """Opens a registry over the folder `tools`, with workspaces of its own."""
+    (tmp_path / "tools").mkdir()
+
+    @asynccontextmanager
+    async def open_(kernel: dict[str, KernelTool] | None = None, **options: int) -> AsyncIterator[Registry]:
+        folders = [tmp_path / "tools", tmp_path / "none"]
+        workspaces = lambda s: Path(s.workspace or tmp_path / "workspaces" / s.session_id)
+        async with open_registry(folders, workspaces, kernel or {}, **options) as opened:
+            yield opened
+
+    return open_
+
+
+@pytest.fixture
+async def tools(open_: Open, tmp_path: Path) -> AsyncIterator[Registry]:
+    (tmp_path / "tools" / "mine.py").write_text(TOOLS)
+    async with open_() as opened:
+        assert await opened.problems() == ()
+        yield opened
+
+
+async def call(tools: Registry, name: str, /, *, timeout_s: float = LONG_S, **arguments: Any) -> ToolResult:
+    return await tools.call(session(), name, arguments, timeout_s=timeout_s)
+
+
+def text(result: ToolResult) -> str:
+    (block,) = result.content
+    return block.text
+
+
+# --- what a call gives -------------------------------------------------------------------------------------
+
+
+async def test_sync_and_async_functions_are_called_with_the_types_they_ask_for(tools: Registry) -> None:
+    assert text(await call(tools, "echo", text="hello €")) == "hello €"
+    assert text(await call(tools, "later", text="hello")) == "hello"
+    result = await call(tools, "types", items=[{"name": "a"}, {"name": "b", "size": 2}])
+    assert text(result) == '{"sizes":[1,2],"color":"red","on":"2025-01-02"}'
+    assert result.structured_content == {"sizes": [1, 2], "color": "red", "on": "2025-01-02"}
+
+
+async def test_a_returned_value_becomes_text_and_objects_also_structure(tools: Registry) -> None:
+    for what, expected, structured in (
+        ("none", "", None),
+        ("text", "a", None),
+        ("number", "3", None),
+        ("list", '[1,"a"]', None),
+        ("object", '{"a":1}', {"a": 1}),
+        ("item", '{"name":"x","size":1}', {"name": "x", "size": 1}),
+        ("set", "[1]", None),
+        ("nan", "null", None),
+        ("surrogate", "a?b", None),
+        ("big int", str(10**30), None),
+    ):
+        result = await call(tools, "returns", what=what)
+        assert (text(result), result.structured_content, result.is_error) == (expected, structured, False)
+
+
+async def test_what_json_cannot_hold_is_a_clear_error(tools: Registry) -> None:
+    for what, kind in (
+        ("class", "object"),
+        ("function", "builtin_function_or_method"),
+        ("generator", "generator"),
+    ):
+        result = await call(tools, "returns", what=what)
+        assert result.is_error
+        assert text(result).startswith(f"TypeError: `returns` returned a `{kind}` that JSON cannot hold")
+
+
+async def test_long_output_is_cut_and_says_by_how_much(tools: Registry) -> None:
+    for what in ("long", "wide", "wide object", "euros"):
+        result = await call(tools, "returns", what=what)
+        kept, note = text(result).rsplit("\n", 1)
+        assert len(kept.encode()) <= MAX_TEXT
+        left_out, whole = (int(word) for word in note.split() if word.isdigit())
+        assert left_out == whole - len(kept.encode())
+        assert result.structured_content is None
+
+
+async def test_a_tool_that_raises_gives_type_and_message_and_no_traceback(tools: Registry) -> None:
+    for what, expected in (
+        ("type", "TypeError: no good"),
+        ("exit", "SystemExit: 3"),
+        ("interrupt", "KeyboardInterrupt"),
+        ("empty", "ValueError"),
+        ("rude", "Rude"),
+        ("group", "ExceptionGroup: two (1 sub-exception)"),
+        ("memory", "MemoryError: all of it"),
+        ("loop", "RecursionError: maximum recursion depth exceeded"),
+        ("long", "ValueError: xxx"),
+    ):
+        result = await call(tools, "raises", what=what)
+        assert result.is_error
+        assert text(result).startswith(expected)
+        assert "Traceback" not in text(result)
+        assert len(text(result)) < MAX_TEXT + 100
+
+
+async def test_an_async_tool_that_raises_gives_its_own_exception(tools: Registry) -> None:
+    assert text(await call(tools, "raises_later")) == "LookupError: later"
+
+
+async def test_a_tool_that_kills_its_process_fails_by_name_and_the_next_call_works(tools: Registry) -> None:
+    for how, words in (
+        ("_exit", "`dies` ended the process with status 3"),
+        ("_exit 0", "`dies` ended the process with status 0"),
+        ("segv", "`dies` was killed by SIGSEGV"),
+        ("kill", "`dies` was killed by SIGKILL"),
+        ("group", "`dies` was killed by SIGTERM"),
+        ("forge", "`dies` gave an answer that is none"),
+        ("flood", "`dies` gave more than"),
+        ("close", "`dies` ended the process with status"),
+    ):
+        with pytest.raises(ToolFailed) as caught:
+            await call(tools, "dies", how=how)
+        assert words in str(caught.value)
+        assert text(await call(tools, "echo", text="still here")) == "still here"
+
+
+async def test_a_tool_that_forks_answers_once(tools: Registry) -> None:
+    assert text(await call(tools, "forks")) == "once"
+    assert text(await call(tools, "echo", text="next")) == "next"
+
+
+async def test_a_tools_world_is_its_workspace_and_nothing_of_the_daemons(
+    tools: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    result = await call(tools, "world")
+    world = result.structured_content
+    assert world["environ"] == {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+    assert world["cwd"] == str(tmp_path / "workspaces" / "s1")
+    assert (tmp_path / "workspaces" / "s1").stat().st_mode & 0o777 == 0o700
+    assert (world["stdin"], world["leader"], world["modules"], world["opened"]) == ("", True, [], False)
+    assert "" not in world["path"]
+    assert world["path"][-2] == str(tmp_path / "tools")
+    # beside the three standard ones: its own answer's pipe, and what the user's module opened
+    rest = [target for fd, target in world["fds"].items() if int(fd) > 2]
+    assert sorted(target.split(":")[0] for target in rest) == ["/dev/null", "pipe"]
+    assert not (tmp_path / "tools" / "__pycache__").exists()
+
+
+async def test_user_code_never_runs_in_the_daemon(tools: Registry) -> None:
+    one, two = [(await call(tools, "world")).structured_content for _ in range(2)]
+    assert one["ppid"] == two["ppid"] != os.getpid()
+    assert one["pid"] != two["pid"]
+
+
+# --- deadlines, cancellation, and what is left behind ------------------------------------------------------
+
+
+async def numbers(fifo: Path) -> list[int]:
+    return [int(n) for n in (await anyio.to_thread.run_sync(fifo.read_text)).split()]
+
+
+async def gone(pid: int) -> None:
+    """Returns when the process has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with anyio.fail_after(LONG_S):
+            await anyio.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("how", ["sleep", "spin", "child", "daemon", "deaf"])
+async def test_a_call_past_its_deadline_is_killed_with_all_it_started(
+    tools: Registry, tmp_path: Path, how: str
+) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    found: list[int] = []
+
+    async def note() -> None:
+        found.extend(await numbers(fifo))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(note)
+        with pytest.raises(DeadlineExceeded, match="`hangs` did not answer within 1.5 s"):
+            await call(tools, "hangs", how=how, fifo=str(fifo), timeout_s=1.5)
+    await gone(found[0])
+    if found[1]:
+        await gone(found[1])
+    assert text(await call(tools, "echo", text="still here")) == "still here"
+
+
+@pytest.mark.parametrize("how", ["child", "daemon"])
+async def test_a_cancelled_call_is_killed_with_all_it_started(
+    tools: Registry, tmp_path: Path, how: str
+) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: call(tools, "hangs", how=how, fifo=str(fifo)))
+        process, started, _ = await numbers(fifo)
+        tasks.cancel_scope.cancel()
+    await gone(process)
+    await gone(started)
+    assert text(await call(tools, "echo", text="still here")) == "still here"
+
+
+@pytest.mark.parametrize("how", ["child", "daemon"])
+async def test_what_a_finished_call_leaves_behind_is_killed(tools: Registry, how: str) -> None:
+    await gone(int(text(await call(tools, "leaves", how=how))))
+
+
+async def test_one_calls_end_leaves_another_call_and_its_processes_alone(
+    tools: Registry, tmp_path: Path
+) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: call(tools, "hangs", how="daemon", fifo=str(fifo)))
+        process, started, _ = await numbers(fifo)
+        for _ in range(3):
+            await call(tools, "leaves", how="daemon")
+        os.kill(process, 0)
+        os.kill(started, 0)
+        tasks.cancel_scope.cancel()
+
+
+async def test_calls_run_side_by_side(tools: Registry, tmp_path: Path) -> None:
+    """Each of the five waits, and says so, before any is ended."""
+    async with anyio.create_task_group() as tasks:
+        for n in range(5):
+            os.mkfifo(tmp_path / f"fifo{n}")
+            tasks.start_soon(partial(call, tools, "hangs", how="sleep", fifo=str(tmp_path / f"fifo{n}")))
+        hosts = [(await numbers(tmp_path / f"fifo{n}"))[2] for n in range(5)]
+        assert len(set(hosts)) == 1
+        assert text(await call(tools, "echo", text="meanwhile")) == "meanwhile"
+        tasks.cancel_scope.cancel()
+
+
+async def test_hostile_types_count_as_part_of_the_call(tools: Registry) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await call(tools, "slow_types", slow={"x": 1}, timeout_s=0.5)
+
+
+async def test_a_killed_host_fails_its_calls_and_the_next_call_has_a_new_one(
+    tools: Registry, tmp_path: Path
+) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+    process = 0
+
+    async def kill() -> None:
+        nonlocal process
+        process, _, its_host = await numbers(fifo)
+        os.kill(its_host, signal.SIGKILL)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kill)
+        with pytest.raises(ToolFailed, match="`hangs`"):
+            await call(tools, "hangs", how="sleep", fifo=str(fifo))
+    await gone(process)
+    assert text(await call(tools, "echo", text="again")) == "again"
+
+
+# --- one host a session ------------------------------------------------------------------------------------
+
+
+async def host_of(tools: Registry, name: str) -> int:
+    result = await tools.call(session(name), "world", {}, timeout_s=LONG_S)
+    return int(result.structured_content["ppid"])
+
+
+async def test_each_session_has_its_own_host_until_it_ends(tools: Registry) -> None:
+    one, two = await host_of(tools, "one"), await host_of(tools, "two")
+    assert one != two
+    assert await host_of(tools, "one") == one
+    await tools.end("one")
+    await gone(one)
+    assert await host_of(tools, "one") != one
+    assert await host_of(tools, "two") == two
+    await tools.end("one")
+    await tools.end("never seen")
+
+
+async def test_the_least_recently_used_host_makes_room_and_a_busy_one_never_does(
+    open_: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "tools" / "mine.py").write_text(TOOLS)
+    async with open_(max_hosts=2) as tools:
+        one, two = await host_of(tools, "one"), await host_of(tools, "two")
+        assert await host_of(tools, "one") == one
+        await host_of(tools, "three")
+        await gone(two)
+        os.mkfifo(fifo := tmp_path / "fifo")
+        arguments = {"how": "sleep", "fifo": str(fifo)}
+        async with anyio.create_task_group() as tasks:
+            for name in ("one", "three"):
+                tasks.start_soon(partial(tools.call, session(name), "hangs", arguments, timeout_s=LONG_S))
+                await numbers(fifo)
+            with pytest.raises(Overloaded, match="2 sessions"):
+                await tools.call(session("two"), "echo", {"text": "a"}, timeout_s=0.2)
+            tasks.cancel_scope.cancel()
+        assert await host_of(tools, "two")
+
+
+async def test_a_registry_that_closes_ends_its_hosts_and_their_calls(open_: Open, tmp_path: Path) -> None:
+    (tmp_path / "tools" / "mine.py").write_text(TOOLS)
+    os.mkfifo(fifo := tmp_path / "fifo")
+    failed = anyio.Event()
+
+    async with anyio.create_task_group() as tasks:
+
+        async def hang(tools: Registry) -> None:
+            with pytest.raises(ToolFailed):
+                await call(tools, "hangs", how="daemon", fifo=str(fifo))
+            failed.set()
+
+        async with open_() as tools:
+            tasks.start_soon(hang, tools)
+            found = await numbers(fifo)
+        for pid in found:
+            await gone(pid)
+        await failed.wait()
+
+
+async def test_a_workspace_that_is_gone_is_said(tools: Registry, tmp_path: Path) -> None:
+    with pytest.raises(InvalidState, match="is not there any more"):
+        await tools.call(session(workspace=str(tmp_path / "gone")), "echo", {"text": "a"}, timeout_s=LONG_S)
+
+
+async def test_the_workspace_of_a_session_is_what_its_file_tools_see(tools: Registry, tmp_path: Path) -> None:
+    (tmp_path / "tools" / "os.py").write_text("raise SystemExit")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "os.py").write_text("a module of the workspace is never imported")
+    mine = session(workspace=str(tmp_path / "mine"))
+    result = await tools.call(mine, "read_file", {"path": "os.py"}, timeout_s=LONG_S)
+    assert text(result) == "a module of the workspace is never imported"
+    outside = await tools.call(mine, "read_file", {"path": "../tools/mine.py"}, timeout_s=LONG_S)
+    assert outside.is_error
+    assert text(outside).startswith("OutsideWorkspace: ")
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_tool_is_not_found_and_names_its_neighbours(tools: Registry) -> None:
+    with pytest.raises(NotFound, match="no tool `calculater`; did you mean `calculator`"):
+        await call(tools, "calculater")
+    with pytest.raises(NotFound, match="no tool `zzz`$"):
+        await tools.get("zzz")
+    with pytest.raises(NotFound):
+        await tools.offered(session(), ["zzz"])
+
+
+async def test_a_denied_tool_says_which_permission_is_missing(tools: Registry) -> None:
+    with pytest.raises(PermissionDenied, match="`write` or `limited`, and has `read`"):
+        await call(tools, "limited", text="a")
+
+
+async def test_arguments_that_do_not_fit_name_their_place(tools: Registry) -> None:
+    with pytest.raises(InvalidParams, match=r"^arguments\.items\[1\]\.size: expected int, got str$"):
+        await call(tools, "types", items=[{"name": "a"}, {"name": "b", "size": "2"}])
+
+
+async def test_a_rate_limit_is_the_users_over_all_sessions_and_refused_calls_use_none(
+    tools: Registry,
+) -> None:
+    writer = session("a", permissions=("write",))
+    other = session("b", permissions=("write",))
+    for _ in range(3):
+        with pytest.raises(InvalidParams):
+            await tools.call(writer, "limited", {}, timeout_s=LONG_S)
+        with pytest.raises(PermissionDenied):
+            await tools.call(session("c"), "limited", {"text": "a"}, timeout_s=LONG_S)
+    for who in (writer, other):
+        assert text(await tools.call(who, "limited", {"text": "a"}, timeout_s=LONG_S)) == "a"
+    for who in (writer, other, session("new", permissions=("*",))):
+        with pytest.raises(RateLimited, match="2 times a minute") as caught:
+            await tools.call(who, "limited", {"text": "a"}, timeout_s=LONG_S)
+        assert 0 < caught.value.data["retry_after_s"] <= 30
+    grace = session("g", user_id="grace", permissions=("write",))
+    assert text(await tools.call(grace, "limited", {"text": "a"}, timeout_s=LONG_S)) == "a"
+
+
+async def test_a_session_is_offered_what_it_may_use_and_a_run_may_narrow_it(tools: Registry) -> None:
+    offered = {tool.name for tool in await tools.offered(session())}
+    assert {"calculator", "clock", "read_file", "list_files", "search_files", "echo"} <= offered
+    assert "limited" not in offered
+    assert [tool.name for tool in await tools.offered(session(), ["limited", "echo"])] == ["echo"]
+    assert await tools.offered(session(), []) == ()
+    names = [tool.name for tool in await tools.list()]
+    assert names == sorted(names)
+    assert (await tools.get("limited")).rate_limit == 2
+    assert (await tools.get("calculator")).annotations == {"readOnlyHint": True}
+
+
+# --- the user's files --------------------------------------------------------------------------------------
+
+GOOD = "from aiosd.tools import tool\n@tool(permissions=['*'])\ndef good() -> str:\n    return 'good'\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "words"),
+    [
+        ("import nothing_of_that_name\n", 1, "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("x = 1\ndef broken(:\n", 2, "SyntaxError: "),
+        ("def f():\n    1 / 0\n\nf()\n", 2, "ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit('enough')\n", 2, "SystemExit: enough"),
+        ("raise KeyboardInterrupt\n", 1, "KeyboardInterrupt"),
+        ("import json\njson.loads('x')\n", 2, "JSONDecodeError"),
+        ("from aiosd.tools import tool\n\n@tool\ndef bare(x): ...\n", 3, "parameter `x` has no annotation"),
+        ("from aiosd.tools import tool\n@tool\ndef many(*x: int): ...\n", 2, "`*x`"),
+        ("from aiosd.tools import tool\n@tool\ndef clock(): ...\n", 2, "a tool of that name already"),
+        ("from aiosd.tools import tool\n@tool(rate_limit=0)\ndef never(): ...\n", 2, "rate_limit"),
+        ("import os\nos._exit(0)\n", None, "importing it ended the process with status 0"),
+        ("import os\nos.abort()\n", None, "importing it was killed by SIGABRT"),
+        ("\0", None, "null bytes"),
+        ("# -*- coding: latin-9000 -*-\n", None, "unknown encoding"),
+    ],
+)
+async def test_a_file_that_fails_is_reported_and_the_others_load(
+    open_: Open, tmp_path: Path, source: str, line: int | None, words: str
+) -> None:
+    (tmp_path / "tools" / "bad.py").write_text(source)
+    (tmp_path / "tools" / "good.py").write_text(GOOD)
+    (tmp_path / "tools" / "_helper.py").write_text("raise SystemExit")
+    async with open_() as tools:
+        (problem,) = await tools.problems()
+        assert words in problem.error
+        assert problem.file == str(tmp_path / "tools" / "bad.py")
+        assert line is None or problem.line == line
+        assert str(problem).startswith(problem.file)
+        assert text(await call(tools, "good")) == "good"
+        assert text(await call(tools, "calculator", expression="12*7")) == "84"
+
+
+async def test_a_file_may_import_its_neighbour_and_is_no_owner_of_what_it_imports(
+    open_: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "tools" / "_shared.py").write_text(GOOD)
+    (tmp_path / "tools" / "user.py").write_text(f"from _shared import good as theirs\n{GOOD}")
+    async with open_() as tools:
+        assert await tools.problems() == ()
+        assert text(await call(tools, "good")) == "good"
+
+
+async def test_a_changed_file_is_seen_by_the_next_list_and_the_next_call(open_: Open, tmp_path: Path) -> None:
+    file = tmp_path / "tools" / "good.py"
+    file.write_text(GOOD)
+    async with open_() as tools:
+        assert text(await call(tools, "good")) == "good"
+        file.write_text(GOOD.replace("'good'", "'better'") + "@tool\ndef more() -> None: ...\n")
+        assert "more" in {tool.name for tool in await tools.list()}
+        assert text(await call(tools, "good")) == "better"
+        file.unlink()
+        with pytest.raises(NotFound):
+            await call(tools, "good")
+
+
+async def test_many_who_ask_at_once_share_one_description(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    ask = registry._ask
+
+    async def counted(files: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await ask(files)
+
+    monkeypatch.setattr(registry, "_ask", counted)
+    async with open_() as tools, anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(tools.list)
+    assert asked == 1
+
+
+# --- kernel tools ------------------------------------------------------------------------------------------
+
+
+async def shout(session: Session, word: str, times: int = 1) -> dict[str, Any]:
+    """Says a word loudly.
+
+    word: What to say.
+    """
+    if word == "hang":
+        await anyio.sleep_forever()
+    return {"said": word.upper() * times, "by": session.user_id}
+
+
+async def test_a_kernel_tool_runs_in_the_daemon_and_is_checked_like_any_other(
+    open_: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "tools" / "good.py").write_text(GOOD.replace("good", "shout"))
+    async with open_({"shout": kernel_tool(shout, permissions=["memory"], rate_limit=2)}) as tools:
+        (problem,) = await tools.problems()
+        assert "`shout`" in problem.error
+        described = await tools.get("shout")
+        assert described.description == "Says a word loudly."
+        assert list(described.input_schema["properties"]) == ["word", "times"]
+        loud = session(permissions=("memory",))
+        result = await tools.call(loud, "shout", {"word": "hey"}, timeout_s=LONG_S)
+        assert result.structured_content == {"said": "HEY", "by": "ada"}
+        with pytest.raises(PermissionDenied):
+            await call(tools, "shout", word="hey")
+        with pytest.raises(InvalidParams, match=r"^arguments\.times: expected int, got str"):
+            await tools.call(loud, "shout", {"word": "hey", "times": "2"}, timeout_s=LONG_S)
+        with pytest.raises(DeadlineExceeded):
+            await tools.call(loud, "shout", {"word": "hang"}, timeout_s=0.01)
+        with pytest.raises(RateLimited):
+            await tools.call(loud, "shout", {"word": "hey"}, timeout_s=LONG_S)
+
+
+def test_the_host_knows_the_daemons_word_for_a_cancelled_call() -> None:
+    assert host.CANCEL == child.CANCEL
