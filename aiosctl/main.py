@@ -16,7 +16,8 @@ from aiosctl import agent, memory, model, run, session, system, task, tool
 from aiosctl.client import ErrorObject
 from aiosctl.render import complaint
 from aiosctl.verb import Globals, Group, Verb
-from aiosd.errors import AiosError, InvalidParams
+from aiosd.errors import AiosError, InternalError, InvalidParams
+from aiosd.paths import paths
 
 app = typer.Typer(
     cls=Group,
@@ -92,7 +93,8 @@ def _failed(exc: AiosError, given: Globals) -> int:
         wire = exc.__cause__.error if isinstance(exc.__cause__, ErrorObject) else exc.to_wire()
         sys.stderr.write(msgspec.json.encode(wire).decode() + "\n")
     else:
-        complaint(str(exc) or type(exc).__name__, exc.hint)
+        bug = f"tail {paths().log}" if isinstance(exc, InternalError) else None
+        complaint(str(exc) or type(exc).__name__, exc.hint or bug)
     return exc.exit_status
 
 

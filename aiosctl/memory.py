@@ -201,13 +201,13 @@ def memory_forget(
         render.out(f"{'would forget' if dry_run else 'forgot'} {done.forgotten} {noun}")
 
     with connect(ctx) as client:
-        user_id, session_id = _whose(client, session_id)
         memory_id = None if id is None else resolve.memory(client, id, login())
+        user_id, session_id = _whose(client, session_id)
         params = MemoryForget(
             memory_id=memory_id,
             query=query,
             session_id=session_id,
-            user_id=user_id,
+            user_id=user_id if id is None else None,  # an id says whose it is
             source=source,
             before=before,
             dry_run=dry_run,

@@ -37,7 +37,7 @@ def safe(text: str, stream: TextIO | None = None) -> str:
     """
     if not on_terminal(stream or sys.stdout):
         return text
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r", ""))
 
 
 def out(text: str, *, end: str = "\n") -> None:
@@ -117,8 +117,13 @@ def fields(pairs: Iterable[tuple[str, Cell]]) -> None:
 
 
 def record(noun: msgspec.Struct) -> None:
+    fields(properties(noun).items())
+
+
+def properties(noun: msgspec.Struct) -> dict[str, Cell]:
     """Every property of a record, by its name on the wire."""
-    fields((name, _cell(getattr(noun, name))) for name in noun.__struct_fields__)
+    names = zip(noun.__struct_encode_fields__, noun.__struct_fields__, strict=True)
+    return {on_wire: _cell(getattr(noun, name)) for on_wire, name in names}
 
 
 def ids(listed: Iterable[str]) -> None:

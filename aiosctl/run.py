@@ -96,6 +96,9 @@ def run(
         raise InvalidParams(
             f"{', '.join(named)} is for a new session: what this one may do was fixed when it was made"
         )
+    workspace = session.here()
+    if write and workspace is None:
+        raise InvalidParams("--write: this folder is too much to give away; go to one below it")
     words, given = inputs.task_and_inputs(task, file or [])
     shape = _schema(schema) if schema else None
     json = globals_of(ctx).json
@@ -108,7 +111,7 @@ def run(
                 agent=agent,
                 system=system,
                 privacy="local" if private else "any",
-                workspace=session.here(),
+                workspace=workspace,
                 write=write,
             )
             session_id = client.call(new).session_id

@@ -10,6 +10,7 @@ from aiosctl import render, resolve
 from aiosctl.answer import Watch
 from aiosctl.run import GRACE_S, Deadline
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
+from aiosd.errors import from_wire
 from aiosd.protocol import TaskCancel, TaskGet, TaskList, Tasks, TaskWait
 from aiosd.records import Task, TaskState
 
@@ -66,7 +67,18 @@ def task_show(ctx: typer.Context, id: Id) -> None:
     aiosctl task show 12
     """
     with connect(ctx) as client:
-        answer(ctx, client, TaskGet(task_id=resolve.task(client, id)), render.record)
+        answer(ctx, client, TaskGet(task_id=resolve.task(client, id)), _shown)
+
+
+def _shown(task: Task) -> None:
+    """Of its result the text, of its error the sentence: the rest is for --json."""
+    properties = render.properties(task)
+    if task.error is not None:
+        properties["error"] = str(from_wire(task.error))
+    if task.result is not None:
+        properties |= {"backend": task.result.backend, "stop_reason": task.result.stop_reason}
+        properties["result"] = None if task.result.abstained else render.value(task.result.result)
+    render.fields(properties.items())
 
 
 @app.command("wait", cls=Verb)

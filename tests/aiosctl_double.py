@@ -149,6 +149,13 @@ class Double:
             connection.send(answer if isinstance(answer, bytes) else framing.result(id, answer) + b"\n")
 
 
+def raising(exc: Exception) -> Any:
+    def answer(params: dict[str, Any], connection: Connection) -> object:
+        raise exc
+
+    return answer
+
+
 def giving(value: object) -> Any:
     return lambda params, connection: value
 

@@ -57,6 +57,8 @@ def test_no_session_is_given_the_home_folder_or_the_root(double: Double, ctl: Ct
     ctl.folder = Path(ctl.env["HOME"] if folder == "home" else folder)
     assert ctl("run", "x").returncode == 0
     assert "workspace" not in double.params("session.create")[0]
+    done = ctl("run", "--write", "x")
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_every_option_of_run_reaches_the_daemon(double: Double, ctl: Ctl) -> None:
