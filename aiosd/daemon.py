@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +53,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     """Runs until SIGTERM, SIGINT or `system.shutdown`. Raises AlreadyRunning, and what the ledger raises."""
     started = time.monotonic()
     stop = anyio.Event()
-    with _lock(paths.lock):
+    with _lock(paths.lock), _bound(socket_path) as listening:
         async with (
             open_database(paths.database) as database,
             open_memory(database, paths.index) as memory,
@@ -89,11 +89,11 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 )
                 recovered = await runner.recover()
                 server = Server(methods.table(services))
+                listener = await SocketListener.from_socket(listening)
                 async with anyio.create_task_group() as connections:
-                    with _bound(socket_path) as listening:
-                        listener = await SocketListener.from_socket(listening)
+                    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                         async with listener, anyio.create_task_group() as accepting:
-                            accepting.start_soon(_stop_on_signal, stop)
+                            accepting.start_soon(_stop_on_signal, signals, stop)
                             accepting.start_soon(listener.serve, server.connection, connections)
                             logger.info(
                                 "ready", extra={"socket": str(socket_path), "recovered_tasks": recovered}
@@ -110,10 +110,9 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     logger.info("stopped")
 
 
-async def _stop_on_signal(stop: anyio.Event) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            stop.set()
+async def _stop_on_signal(signals: AsyncIterable[signal.Signals], stop: anyio.Event) -> None:
+    async for _ in signals:
+        stop.set()
 
 
 def _workspace(paths: Paths, session: Session) -> Path:
@@ -146,7 +145,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _bound(path: Path) -> Iterator[socket.socket]:
-    """A listening socket that replaces a stale one, never a live one, and is gone afterwards."""
+    """A listening socket that replaces a stale one, never a live one, and is gone afterwards. Who connects before
+    the daemon is ready waits in the backlog."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX) as probe:
         try:

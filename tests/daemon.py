@@ -79,10 +79,15 @@ class Daemon:
         """SIGTERM; the exit status."""
         return self._end(signal.SIGTERM)
 
-    def _end(self, how: signal.Signals) -> int:
+    def ended(self) -> int:
+        """Waits until it has ended by itself; the exit status."""
+        return self._end(None)
+
+    def _end(self, how: signal.Signals | None) -> int:
         if self.process is None:
             return 0
-        self.process.send_signal(how)
+        if how is not None:
+            self.process.send_signal(how)
         out, _ = self.process.communicate(timeout=PATIENCE_S)
         assert out == b"", "the daemon wrote on stdout"
         status = self.process.returncode
