@@ -10,6 +10,7 @@ import pytest
 
 from aiosd.errors import NoModelFits
 from aiosd.models.backend import ModelRequest
+from aiosd.models.extractive import Extractive
 from aiosd.records import Source
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import Held, OllamaDouble
@@ -139,3 +140,14 @@ async def test_an_ollama_that_has_gone_is_looked_for_at_once() -> None:
         with pytest.raises(NoModelFits, match="start it with: ollama serve"):
             await pool.reply(quoting())
         assert (await pool.reply(quoting())).backend == "extractive"
+
+
+async def test_what_only_quotes_is_no_backend_that_somebody_added() -> None:
+    async with (
+        OllamaDouble() as double,
+        pool_of({}, {"extractive": Extractive()}, environ={"OLLAMA_HOST": double.url}) as pool,
+    ):
+        assert (await pool.reply(quoting())).backend == "small"
+        double.script = Script(status=500)
+        with pytest.raises(NoModelFits):
+            await pool.reply(quoting())

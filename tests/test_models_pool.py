@@ -17,6 +17,7 @@ from tests.doubles.ollama_double import OllamaDouble
 from tests.doubles.openai_double import OpenAIDouble
 from tests.doubles.pools import (
     NOWHERE,
+    SCHEMA,
     Clock,
     Ears,
     far,
@@ -325,6 +326,19 @@ async def test_a_refused_reservation_sends_nothing_and_asks_the_next_one() -> No
             with pytest.raises(BudgetExhausted, match="the day's budget is spent"):
                 await pool.reply(user(), reserve=reserve)
         assert dear.chats() == []
+
+
+async def test_what_was_spent_already_is_reserved_with_what_follows() -> None:
+    reserved: list[float] = []
+
+    async def reserve(usd: float) -> None:
+        reserved.append(usd)
+
+    async with OpenAIDouble() as remote, pool_of({"there": paid(remote)}) as pool:
+        remote.scripts = [Script(text=("no JSON",)), Script(text=('{"n": 1}',))]
+        reply = await pool.reply(user(schema=SCHEMA), reserve=reserve)
+    first, second = reserved
+    assert second > first + reply.cost_usd / 2
 
 
 async def test_nothing_is_reserved_for_what_is_free() -> None:

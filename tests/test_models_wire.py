@@ -214,10 +214,11 @@ async def test_a_line_that_is_no_object_is_a_failure_in_words(kind: Kind) -> Non
 async def test_each_refusal_says_what_it_means_and_when_to_come_back(
     kind: Kind, status: int, headers: dict[str, str], says: str, retry_after_s: float | None, fault: str
 ) -> None:
-    async with serving(kind, Script(status=status, headers=headers)) as (backend, _):
+    async with serving(kind, Script(status=status, headers=headers)) as (backend, double):
         exc = await failure(backend)
     assert says in str(exc)
     assert (exc.retry_after_s, exc.fault) == (retry_after_s, fault)
+    assert len(double.chats()) == 1  # retries are the pool's, with another backend
 
 
 @both
@@ -253,6 +254,25 @@ async def test_a_redirect_is_not_followed(kind: Kind) -> None:
     async with OllamaDouble() as elsewhere, serving(kind, Script(location=elsewhere.url)) as (backend, _):
         assert "307" in str(await failure(backend))
         assert elsewhere.seen == []
+
+
+@both
+async def test_a_proxy_of_the_environment_serves_remote_backends_only(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(kind) as (_, proxy):
+        for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        async with serving(kind) as (near, _), serving(kind, local=False) as (also_near, _):
+            await deltas(near, user("hi"))
+            await deltas(also_near, user("hi"))
+        assert proxy.seen == []
+        far = connect(kind, proxy, url="http://models.invalid" + ("" if kind == "ollama" else "/v1"))
+        await deltas(far, user("hi"))
+        await far.aclose()
+        assert len(proxy.chats()) == 1
 
 
 @both

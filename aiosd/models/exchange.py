@@ -96,7 +96,7 @@ async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[
     if member.paid:
         most_usd = member.cost_usd(_most(request))
         if asked.reserve is not None:
-            await asked.reserve(most_usd)
+            await asked.reserve(asked.bill.usd + most_usd)
     collector = Collector(asked.on_delta, hold_text=asked.form is not None)
     # While there is another one to ask, the first word must come in time. No deadline once it came.
     budget_ms = None if last else request.latency_budget_ms

@@ -51,8 +51,8 @@ class Pool:
         """The reply of the first backend, in the order of the plan, that gives one.
 
         on_delta is given the text and the thinking as they come; with a schema the text only whole, once it fits.
-        on_wait is told what is waited for. reserve is given the most that the next dispatch can cost, in dollars,
-        before each paid one; BudgetExhausted from it sends that one nothing. `cost_usd` is what all attempts cost,
+        on_wait is told what is waited for. reserve is given, before each paid dispatch, the most in dollars that the
+        request can have cost after it, earlier dispatches included; BudgetExhausted from it sends that one nothing. `cost_usd` is what all attempts cost,
         with the most for those that broke off.
         Raises NoModelFits, also when a backend breaks off after something was passed on: two models' replies are
         never joined, and `data` has the text so far. NotFound, InvalidParams; BudgetExhausted where no backend
@@ -177,18 +177,18 @@ async def open_pool(
 
     Keys are looked up in `environ` under the names that the config gives, and under no other.
     """
-    backends: dict[str, Backend] = {
-        name: _backend(name, section, environ) for name, section in config.models.backends.items()
-    }
-    backends |= extra
-    tiers = config.models.tiers
-    if not tiers:
+    sections, tiers = config.models.backends, config.models.tiers
+    backends: dict[str, Backend] = {name: _backend(name, s, environ) for name, s in sections.items()}
+    added = {name: backend for name, backend in extra.items() if name != EXTRACTIVE}
+    bare = not backends and not added and not tiers
+    backends |= added
+    if tiers:
+        tiers = {tier: (*tiers.get(tier, ()), *added) for tier in TIERS}
+    else:
         tiers = {tier: tuple(backends) for tier in TIERS}
-    elif extra:
-        tiers = {tier: (*tiers.get(tier, ()), *extra) for tier in TIERS}
-    bare = not backends and not config.models.tiers
     if EXTRACTIVE not in backends:
-        backends[EXTRACTIVE] = _backend(EXTRACTIVE, configs.Backend(kind="extractive"), environ)
+        quoting = configs.Backend(kind="extractive")
+        backends[EXTRACTIVE] = extra.get(EXTRACTIVE) or _backend(EXTRACTIVE, quoting, environ)
     members = {name: Member(name, backend, _ranks(name, tiers)) for name, backend in backends.items()}
     pool = Pool(members, Discovery(environ, clock) if bare else None, clock)
     try:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from aiosd.config import EXTRACTIVE
 from aiosd.errors import NoModelFits, NotFound
 from aiosd.models.backend import ModelRequest
 from aiosd.records import Candidate, Tier
 
+QUOTING = "extractive"
+"""The kind and the model of the backend that only quotes."""
 WAYS_OUT = (
     "Ways out: install Ollama (https://ollama.com/download) and pull a model, "
     "or name a server with its key under [models.backends] in config.toml"
@@ -108,7 +109,7 @@ def no_model_fits(request: ModelRequest, tried: Sequence[Candidate], *, cost_usd
     what = f"no model fits a {request.tier} request" + (
         " for coding" if request.task_type == "coding" else ""
     )
-    models = any(c.model and c.backend != EXTRACTIVE for c in near)
+    models = any(c.model not in ("", QUOTING) for c in near)
     return NoModelFits(
         f"{what}: {said or 'there is none'}. {WAYS_OUT}",
         hint=LIST if models else PULL,
@@ -123,7 +124,7 @@ def _unfit(request: ModelRequest, standing: Standing) -> str | None:
         return _not_in(request.tier)
     if must_stay(request) and not standing.local:
         return "it is remote, and this text stays on the machine"
-    if standing.kind == EXTRACTIVE:
+    if standing.kind == QUOTING:
         if request.task_type == "coding" or request.tier == "capable":
             return "it only quotes, and this needs a model"
         if request.schema is not None:
@@ -139,13 +140,13 @@ def _not_in(tier: Tier) -> str:
 
 def _order(request: ModelRequest, standing: Standing) -> tuple[bool, bool, int, str]:
     """What only quotes comes last wherever it is listed: it always answers, and would hide what follows."""
-    quotes = standing.kind == EXTRACTIVE
+    quotes = standing.kind == QUOTING
     return (quotes, not standing.local, standing.ranks.get(request.tier, 0), standing.name)
 
 
 def _no_local(request: ModelRequest, standings: Sequence[Standing]) -> str:
     """Why a remote one is asked before any local one, if it is."""
-    local = [s for s in standings if s.local and s.kind != EXTRACTIVE and request.tier in s.ranks]
+    local = [s for s in standings if s.local and s.kind != QUOTING and request.tier in s.ranks]
     if not local:
         return f"no local backend serves tier {request.tier}"
     if all(s.down is not None for s in local):
@@ -156,7 +157,7 @@ def _no_local(request: ModelRequest, standings: Sequence[Standing]) -> str:
 def _reason(request: ModelRequest, standing: Standing, ahead: Sequence[Standing], no_local: str) -> str:
     if request.backend is not None:
         why = "asked for by name"
-    elif standing.kind == EXTRACTIVE:
+    elif standing.kind == QUOTING:
         why = "no model answered, so it quotes" if ahead else "no model is there, so it quotes"
     elif standing.local:
         why = f"the {'next' if ahead else 'first'} local one of tier {request.tier}"

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -160,6 +161,7 @@ async def _request(reader: asyncio.StreamReader) -> Seen:
     method, path, _ = head[0].split(" ", 2)
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
+    path = urlsplit(path).path  # a proxy gets the whole address
     return Seen(method, path, headers, json.loads(body) if body else None)
 
 
