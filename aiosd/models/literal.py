@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from aiosd.models import words
 from aiosd.models.backend import ToolSpec
 
-LONGEST_REQUEST = 2_000
-"""Characters. What asks for one act is short; a longer text is a task that mentions acts."""
+LONGEST_REQUEST = 1_000
+"""Characters. What asks for one act is short; a longer text is a task that mentions acts. What is to be
+remembered may be as long as it likes."""
 
 _POLITE = re.compile(
     r"(?:(?:please|kindly|now|then|ok(?:ay)?|hey|hi|hello|could you|can you|would you|will you|i want you to|i'd like you to|"
@@ -64,9 +65,11 @@ _RECALL = re.compile(
     re.IGNORECASE,
 )
 _AFTER_FOR = re.compile(
-    r"\bfor\s+(?:the\s+(?:text|word|string|phrase|term|pattern)\s+)?(?P<text>\S+(?:\s+\S+){0,7})$",
+    r"\bfor\s+(?:the\s+(?:text|word|string|phrase|term|pattern)\s+)?(?P<text>(?!the\b|a\b|an\b|all\b|any\b)\S+(?:\s+\S+){0,2})$",
     re.IGNORECASE,
 )
+_JOINS = re.compile(r"\x00|\b(?:in|and|or|then|of|from|with|that|which|to|under|inside)\b", re.IGNORECASE)
+"""What ends the literal part of a request; the words after it would have to be understood."""
 _FILLER = frozenset(
     words.listed(
         "a an the of in at for from me my this that it its to with and named called content contents text show give "
@@ -86,6 +89,9 @@ _KNOWN_KEYWORDS = frozenset(
         "maxLength pattern format anyOf"
     )
 )
+_KNOWN_OF_OBJECTS = frozenset(
+    words.listed("type properties required additionalProperties title description $schema")
+)
 
 
 class Call(NamedTuple):
@@ -95,12 +101,11 @@ class Call(NamedTuple):
 
 def plan(request: str, tools: Sequence[ToolSpec]) -> Call | None:
     """The one call that `request` asks for in plain words, or None. Strings among the arguments are spans of it."""
-    if len(request) > LONGEST_REQUEST:
-        return None
     text = request.strip()
     if opening := _POLITE.match(text):
         text = text[opening.end() :]
-    calls = [call for tool in tools if (call := _plan(text, tool)) is not None]
+    able = [tool for tool in tools if len(text) <= LONGEST_REQUEST or tool.name == "remember"]
+    calls = [call for tool in able if (call := _plan(text, tool)) is not None]
     return calls[0] if len(calls) == 1 else None
 
 
@@ -109,15 +114,7 @@ def _plan(text: str, tool: ToolSpec) -> Call | None:
     required = tool.input_schema.get("required", [])
     if not isinstance(properties, dict) or not isinstance(required, list):
         return None
-    if set(tool.input_schema) - {
-        "type",
-        "properties",
-        "required",
-        "additionalProperties",
-        "title",
-        "description",
-        "$schema",
-    }:
+    if set(tool.input_schema) - _KNOWN_OF_OBJECTS:
         return None
     arguments = (
         _SPECIAL[tool.name](text) if tool.name in _SPECIAL else _generic(text, tool, properties, required)
@@ -284,7 +281,7 @@ def _argument(name: str, schema: object, rest: _Rest, *, needed: bool) -> Any:
         if found := re.search(rf"\bfor\s+(?:the\s+\w+\s+)?(?:{_QUOTED.pattern})", rest.text):
             return rest.take(found, next(number for number in range(1, 6) if found[number]))
         if found := _AFTER_FOR.search(rest.text):
-            return None if "\x00" in found["text"] else rest.take(found, "text")
+            return None if _JOINS.search(found["text"]) else rest.take(found, "text")
     if found := re.search(after_name + rf"(?:{_QUOTED.pattern})", rest.text, re.IGNORECASE):
         return rest.take(found, next(number for number in range(1, 6) if found[number]))
     quoted = list(_QUOTED.finditer(rest.text))

@@ -89,9 +89,13 @@ _EXTREME = frozenset(
         ),
     )
 )
+_INTRODUCING = frozenset(map(words.stem, words.listed("mean do represent describe stand provide")))
 _MEASURED = frozenset(map(words.stem, words.listed("long large big fast deep wide high far tall often old")))
+LONGEST = 1_000
+"""Characters of a question that are looked at: a task that is a whole text asks for nothing in particular."""
 _SYMBOL = re.compile(r"(?<!\S)['\"`]?([^\s\w'\"`]{1,3})['\"`]?(?!\S)")
 """Punctuation that is asked about: `**`, '<'."""
+_NAMELIKE = re.compile(r"\w_|_\w|[a-z][A-Z]|[A-Z]{2}[a-z]|[a-z]\d|[A-Za-z]\.[A-Za-z]")
 SUBJECT = 0.5
 """A word with at least this prior weight carries the question."""
 
@@ -102,8 +106,8 @@ class Term(NamedTuple):
     stem: str
     prior: float
     """How much it matters before anything is known of the passages."""
-    required: bool
-    """The thing asked for: without it, or a word like it, a piece is no answer."""
+    extreme: bool
+    """`default`, `maximum`: what an answer does not leave out."""
     name: bool
     """An identifier, or written like one; or what `does X ...` is asked of. A text may leave out what it is about."""
     joined: tuple[str, ...]
@@ -131,7 +135,7 @@ def asked(task: str) -> str:
     """The question inside a task: its last sentence with a question mark, else all of it."""
     sentences = re.split(r"(?<=[?!.])\s+|\n+", task.strip())
     marked = [part for part in sentences if part.rstrip("\"'”` )").endswith("?")]
-    return marked[-1] if marked else task
+    return (marked[-1] if marked else task)[:LONGEST]
 
 
 def is_number(token: str) -> bool:
@@ -181,9 +185,9 @@ def analyse(task: str) -> Question:
     introduced = (
         re.match(r"\W*(?:what|which)(?:'s| is| are| does| do)\b", text, re.IGNORECASE) and prefers is None
     )
-    about = bool(introduced) and len(content) <= 1 and not any(term.required for term in content)
-    if about and content:
-        terms = content
+    about = bool(introduced) and len(content) <= 1 and not any(term.extreme for term in content)
+    if about:
+        terms = tuple(term for term in terms if term.stem not in _INTRODUCING)
     return Question(
         terms,
         wants,
@@ -207,7 +211,7 @@ def _terms(text: str, found: re.Match[str] | None, focus: str | None) -> tuple[T
     asked_verb = bool(re.match(r"\W*what (?:does|do|did|should|must|can|will)\b", text, re.IGNORECASE))
     terms: dict[str, Term] = {}
     for at, (token, word) in enumerate(zip(raw, plain, strict=True)):
-        name = bool(words.parts(token)) or (token.isupper() and len(token) > 2)
+        name = _NAMELIKE.search(token) is not None or (token.isupper() and len(token) > 2)
         if (word in lead and at < len(lead) + 2) or (word in words.STOP and not name):
             continue
         stem = words.key(token) if at else words.stem(word)
@@ -218,8 +222,7 @@ def _terms(text: str, found: re.Match[str] | None, focus: str | None) -> tuple[T
             prior = 0.35
         elif at in verbs and not closed and not asked_verb:
             prior = 0.6
-        required = stem in _EXTREME or (stem == focus and prior == 1.0 and stem not in TYPED)
-        if required:
+        if stem in _EXTREME or (stem == focus and prior == 1.0 and stem not in TYPED):
             prior = 1.2
         shown = TYPED.get(stem)
         if measures and at and plain[at - 1] == "how" and stem in _MEASURED:
@@ -229,11 +232,11 @@ def _terms(text: str, found: re.Match[str] | None, focus: str | None) -> tuple[T
             for other in (at - 1, at + 1)
             if 0 <= other < len(plain)
         ]
-        joined = tuple(left + between + right for left, right in sides for between in ("", "_"))
-        terms.setdefault(stem, Term(stem, prior, required, name or at == subject, joined, shown))
+        joined = tuple(words.stem(left + between + right) for left, right in sides for between in ("", "_"))
+        terms.setdefault(stem, Term(stem, prior, stem in _EXTREME, name or at == subject, joined, shown))
     for symbol in _SYMBOL.findall(text.rstrip("?!. ")):
         shown = re.compile(rf"(?<![^\s'\"`(]){re.escape(symbol)}(?![^\s'\"`),.:;])")
-        terms.setdefault(symbol, Term(symbol, 1.2, required=True, name=False, joined=(), shown=shown))
+        terms.setdefault(symbol, Term(symbol, 1.2, extreme=False, name=False, joined=(), shown=shown))
     return tuple(terms.values())
 
 

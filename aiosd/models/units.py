@@ -16,9 +16,8 @@ Kind = Literal["prose", "item", "row", "code", "heading"]
 LONGEST = 700
 """Characters in one piece; layout that we misread must not become a page-long quote."""
 
-_HEADING = re.compile(r"\s{0,3}(#{1,6})\s+(.*?)\s*#*$")
+_HEADING = re.compile(r"\s{0,3}(#{1,6})\s+(\S.*)$")
 _UNDERLINE = re.compile(r"\s*([=\-~^\"*+])\1{2,}\s*$")
-_BORDER = re.compile(r"\s*\|?[\s:|+=-]*(?:={2,}|-{2,}|-:)[\s:|+=-]*\|?\s*$")
 _ROW = re.compile(r"\s*\|.*\|\s*$")
 _FENCE = re.compile(r"\s*(```+|~~~+)")
 _MARKER = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\S)")
@@ -69,6 +68,11 @@ def fold(text: str) -> str:
 def units(text: str) -> list[Unit]:
     """The pieces of `text`, in order."""
     return list(_Reader(text).read())
+
+
+def _is_border(text: str) -> bool:
+    """A rule of a table, which says nothing: `|---|---|`, `====  ====`."""
+    return not text.strip(" \t:|+=-") and any(stroke in text for stroke in ("==", "--", "-:"))
 
 
 def _lines(text: str) -> list[_Line]:
@@ -158,7 +162,7 @@ class _Reader:
         line = self.lines[at]
         after = self.lines[at + 1] if at + 1 < len(self.lines) else None
         if marks := _HEADING.match(line.text):
-            level, title, stop = len(marks[1]), marks[2], at + 1
+            level, title, stop = len(marks[1]), marks[2].rstrip("# "), at + 1
         elif (
             after
             and (marks := _UNDERLINE.match(after.text))
@@ -207,21 +211,17 @@ class _Reader:
             self.intro = ""
         while at < stop:
             line = self.lines[at]
-            if _BORDER.match(line.text):
+            if _is_border(line.text):
                 at += 1
             elif (
                 _ROW.match(line.text)
-                or (
-                    at > 0
-                    and _BORDER.match(self.lines[at - 1].text)
-                    and " " in self.lines[at - 1].text.strip()
-                )
+                or (at > 0 and _is_border(self.lines[at - 1].text) and " " in self.lines[at - 1].text.strip())
                 or table == "rst"
             ):
                 if _ROW.match(line.text):
                     if not table:
                         table = line.text
-                        if at + 1 < stop and _BORDER.match(self.lines[at + 1].text):
+                        if at + 1 < stop and _is_border(self.lines[at + 1].text):
                             at += 1
                             self.intro = table
                             continue
@@ -259,7 +259,7 @@ class _Reader:
         entries = bool(_MARKER.match(first.text) or _TERM.match(first.text)) or hanging
         while end < stop:
             line = self.lines[end]
-            if _DOCTEST.match(line.text) or _BORDER.match(line.text):
+            if _DOCTEST.match(line.text) or _is_border(line.text):
                 break
             if _MARKER.match(line.text) and (
                 line.indent <= first.indent
@@ -269,7 +269,8 @@ class _Reader:
                 break
             if entries and line.indent <= first.indent and (hanging or _TERM.match(line.text)):
                 break
-            if line.indent < first.indent:
+            opens = end + 1 < stop and self.lines[end + 1].indent > line.indent
+            if line.indent < first.indent or (entries and opens and line.indent == first.indent):
                 break
             if not entries and line.indent > first.indent + 1 and self.lines[end - 1].text.endswith(":"):
                 break
@@ -288,7 +289,7 @@ class _Reader:
         deeper = following is not None and following.indent > first.indent
         if deeper and _SIGNATURE.match(first.text) and end == at + 1:
             yield self._unit(start, last.end, "heading")
-            self.outer.append(_Above(first.indent, first.text.strip(), _named(first.text)))
+            self.outer.append(_Above(first.indent, first.text.partition("(")[0].strip(), _named(first.text)))
             self.opens, self.intro = True, ""
             return
         marker = _MARKER.match(first.text)

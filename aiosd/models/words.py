@@ -29,7 +29,7 @@ STOP = frozenset(
     listed("""
 a about after again all already also am an and any are as at be been being both but by can cannot
 could did do does doing done each ever every for from had has have having he her here his how i if
-in into is it its itself just let may me might mine more must my no nor not now of off on once one
+in into is it its itself just let lot lots many few several may me might mine more must my no nor not now of off on once one
 only or other our out over own per please same shall she should so some such than that the their
 them then there these they this those through to too under until up upon us very via was we were
 what when where whether which while who whom whose why will with within without would yes yet you
@@ -43,6 +43,7 @@ documentation exactly explain find following general get give go handle happen h
 information input instead involve keep kind know make mean mention name need nothing occur part
 passage possible present provide question quote read refer result say section see set show something
 specify state support take tell text thing try use want way work write put represent useful differ
+perform treat always usually typically often
 """)
 )
 """Words that frame a question more often than they carry it."""
@@ -94,7 +95,7 @@ license licence; limit restrict; location place path; mean denote stand indicate
 millisecond ms; msg message; name call; need require must; num number; obj object; order sort; overwrite
 replace; param parameter; parent base; perform do execute; permission permit allow; previous earlier;
 provide supply pass give; quantity amount; reason why because; resemble similar like; return yield give
-result; reverse opposite; safe secure; second sec s; separator delimiter; src source; str string text;
+result; reverse opposite; safe secure; second sec s; separator delimiter sep; src source; str string text;
 subclass inherit derive; support handle accept understand; symlink symbolic link; temp temporary tmp; trim
 strip; truncate cut shorten; type kind; unchanged unaffected; unique distinct; version edition release;
 wait block; whitespace space; width column
@@ -127,7 +128,7 @@ def stem(word: str) -> str:
             break
     for _ in range(2):
         for suffix in _SUFFIXES:
-            if word.endswith(suffix) and len(word) - len(suffix) > 3:
+            if word.endswith(suffix) and len(word) - len(suffix) > (4 if suffix in ("ize", "ise") else 3):
                 word = word[: -len(suffix)]
                 break
     if word.endswith("e") and len(word) > 3:
@@ -148,6 +149,8 @@ ALIKE = _alike()
 """Stem -> stems that technical English puts in its place."""
 STOP_STEMS = frozenset(stem(word) for word in STOP)
 VAGUE_STEMS = frozenset(stem(word) for word in VAGUE)
+CODE_STEMS = frozenset(stem(word) for word in listed("run execute start launch invoke command example code"))
+"""What a line of code is an answer to."""
 CATEGORY_STEMS = frozenset(stem(word) for word in CATEGORY)
 
 
