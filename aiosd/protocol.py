@@ -132,6 +132,8 @@ class SessionList(Params[Sessions], frozen=True, kw_only=True):
 
 
 class SessionGet(Params[Session], frozen=True, kw_only=True):
+    """One session."""
+
     session_id: str
 
     method = "session.get"
@@ -186,6 +188,8 @@ class SessionRun(Params[TaskResult], frozen=True, kw_only=True):
 
 
 class TaskGet(Params[Task], frozen=True, kw_only=True):
+    """One task, with its result once it has ended."""
+
     task_id: str
 
     method = "task.get"
@@ -210,6 +214,8 @@ class TaskList(Params[Tasks], frozen=True, kw_only=True):
 
 
 class TaskWait(Params[TaskResult], frozen=True, kw_only=True):
+    """Answers the task's result once it has ended; `timeout_s` bounds the waiting, not the task."""
+
     task_id: str
     timeout_s: float | None = None
 
@@ -320,6 +326,8 @@ class MemoryList(Params[Memories], frozen=True, kw_only=True):
 
 
 class MemoryGet(Params[Memory], frozen=True, kw_only=True):
+    """One memory."""
+
     memory_id: str
 
     method = "memory.get"
@@ -359,6 +367,8 @@ class ToolList(Params[Tools], frozen=True, kw_only=True):
 
 
 class ToolGet(Params[Tool], frozen=True, kw_only=True):
+    """One tool."""
+
     name: str
 
     method = "tool.get"
@@ -381,6 +391,8 @@ class Agents(Record, frozen=True, kw_only=True):
 
 
 class AgentList(Params[Agents], frozen=True, kw_only=True):
+    """The agents of the config."""
+
     method = "agent.list"
     returns = Agents
 

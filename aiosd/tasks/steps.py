@@ -44,18 +44,19 @@ Action = Recall | Infer | CallTools | Interrupted | Answer
 
 def next(journal: Sequence[Kept], *, max_steps: int = MAX_STEPS) -> Action:
     """The next action: recall, then infer and call tools in turn, until a reply asks for no tool."""
-    messages = [e for e in journal if isinstance(e, MessageEvent)]
-    if not messages:
+    places = [i for i, e in enumerate(journal) if isinstance(e, MessageEvent)]
+    if not places:
         recalled = any(isinstance(e, ProgressEvent) and e.stage == "recalled" for e in journal)
         return Infer() if recalled else Recall()
-    last = messages[-1]
-    since = journal[journal.index(last) + 1 :]
+    last = journal[places[-1]]
+    assert isinstance(last, MessageEvent)
+    since = journal[places[-1] + 1 :]  # backends may give the same call_id again in each reply
     ended = {e.call_id for e in since if isinstance(e, ToolResultEvent)}
     begun = [e for e in since if isinstance(e, ToolCallEvent) and e.call_id not in ended]
     if begun:
         return Interrupted(tuple(begun))
     if waiting := tuple(call for call in last.tool_calls if call.call_id not in ended):
-        if len(messages) >= max_steps:
+        if len(places) >= max_steps:
             return Answer(last, out_of_steps=True)
         return CallTools(waiting)
     if last.tool_calls:
