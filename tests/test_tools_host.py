@@ -324,8 +324,12 @@ async def test_a_tools_world_is_its_workspace_and_nothing_of_the_daemons(
     tools: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    result = await call(tools, "world")
-    world = result.structured_content
+    os.mkfifo(fifo := tmp_path / "fifo")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: call(tools, "hangs", how="sleep", fifo=str(fifo)))
+        await numbers(fifo)  # beside another call, whose answer it must not be able to read
+        world = (await call(tools, "world")).structured_content
+        tasks.cancel_scope.cancel()
     assert world["environ"] == {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
     assert world["cwd"] == str(tmp_path / "workspaces" / "s1")
     assert (tmp_path / "workspaces" / "s1").stat().st_mode & 0o777 == 0o700
@@ -401,6 +405,21 @@ async def test_a_cancelled_call_is_killed_with_all_it_started(
 @pytest.mark.parametrize("how", ["child", "daemon"])
 async def test_what_a_finished_call_leaves_behind_is_killed(tools: Registry, how: str) -> None:
     await gone(int(text(await call(tools, "leaves", how=how))))
+
+
+async def test_what_a_file_started_at_its_import_lives_as_long_as_the_host(
+    open_: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "tools" / "mine.py").write_text(
+        "import subprocess\nfrom aiosd.tools import tool\n"
+        "companion = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+        "@tool(permissions=['*'])\ndef pid() -> int:\n    return companion.pid\n"
+    )
+    async with open_() as tools:
+        pids = [int(text(await call(tools, "pid"))) for _ in range(2)]
+        os.kill(pids[0], 0)
+        assert pids[0] == pids[1]
+    await gone(pids[0])
 
 
 async def test_one_calls_end_leaves_another_call_and_its_processes_alone(

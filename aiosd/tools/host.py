@@ -87,6 +87,8 @@ class Host:
         self._pid = os.getpid()
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._companions = frozenset(_children())
+        """Processes that the user's files started when they were imported."""
 
     def serve(self) -> None:
         """Until the daemon closes the line; what runs then is killed."""
@@ -110,6 +112,8 @@ class Host:
                 self._kill(call)
             for call in list(self._calls.values()):
                 self._reap(call)
+            self._companions = frozenset()
+            self._end_strays()
 
     # --- requests --------------------------------------------------------------------------------------
 
@@ -247,8 +251,9 @@ class Host:
     def _end_strays(self) -> None:
         """Kills what left its call's group and lost its parent, which made it ours. Not what the host itself
         started, nor what belongs to a call that still runs. A stray's own children come to us when it ends."""
-        ours = {os.getpgrp(), *self._calls}
-        while strays := [pid for pid in _children() if pid not in self._calls and _group(pid) not in ours]:
+        groups = {os.getpgrp(), *self._calls}
+        kept = self._companions.union(self._calls)
+        while strays := [pid for pid in _children() if pid not in kept and _group(pid) not in groups]:
             for pid in strays:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -273,11 +278,12 @@ def _decoded(call: Running) -> ToolResult | AiosError:
 
 
 def _children() -> list[int]:
-    return [
-        int(pid)
-        for task in os.listdir("/proc/self/task")
-        for pid in Path(f"/proc/self/task/{task}/children").read_text().split()
-    ]
+    """Of this process, those it adopted included; none where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
+    found: list[int] = []
+    for task in os.listdir("/proc/self/task"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # also a thread that has just ended
+            found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
+    return found
 
 
 def _group(pid: int) -> int:
