@@ -51,7 +51,7 @@ some = st.lists(
         session_id=st.sampled_from(SESSIONS),
         content=text,
         speaker=st.none() | text,
-        kind=text,
+        kind=st.sampled_from(["note", "task", ""]),
         source=st.sampled_from(["user", "task:1", ""]),
         trust=st.floats(0, 1),
         privacy=st.sampled_from(["any", "local"]),
@@ -130,6 +130,8 @@ def test_no_query_with_a_scope_gives_a_row_outside_it(
         seen = paged(c, scope, limit)
         assert {memory.memory_id: memory for memory in seen} == inside and len(seen) == len(inside)
         assert memories.select(c, scope) == tuple(inside)
+        noted = [memory for memory in seen if memory.kind != "task"]
+        assert list(memories.notes(c, scope, limit)) == noted[:limit]
         assert memories.select(c, scope, ids=everything * 2) == tuple(inside)
         assert memories.select(c, scope, ids=[]) == ()
         for memory in all:
@@ -244,6 +246,7 @@ def test_every_query_is_answered_by_an_index(c: Connection) -> None:
     for scope in (user, one):
         memories.page(c, scope, limit=1, cursor=None)
         memories.page(c, scope, limit=1, cursor="WzEsMV0=")
+        memories.notes(c, scope, 1)
         memories.fetch(c, SESSIONS, scope)
         memories.select(c, scope, ids=SESSIONS)
         memories.select(c, scope, memory_id=SESSIONS[0])
@@ -257,3 +260,5 @@ def test_every_query_is_answered_by_an_index(c: Connection) -> None:
         assert not [step for step in plan if step.startswith("SCAN memories")], sql
         if "memory_id =" in sql or "json_each" in sql:
             assert [step for step in plan if "(memory_id=?)" in step], sql
+        if "kind <> 'task'" in sql and "session_id =" in sql:
+            assert [step for step in plan if "memories_notes" in step], sql

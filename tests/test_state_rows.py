@@ -40,7 +40,7 @@ from aiosd.records import (
     UsageEvent,
 )
 from aiosd.state import columns, memories, sessions, tasks
-from aiosd.state.database import APPLICATION_ID, Connection, connect, open_database
+from aiosd.state.database import APPLICATION_ID, Connection, connect, counts, open_database
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NOBODY = str(UUID(int=404))
@@ -295,15 +295,34 @@ def test_a_closed_session_stays_closed_and_the_last_use_is_the_latest(c: Connect
     assert sessions.get(c, id).used_at == T0 + timedelta(hours=2)
 
 
-def test_turns_come_the_oldest_first_as_they_were_added(c: Connection) -> None:
+def test_turns_come_the_oldest_first_and_those_of_one_time_as_they_were_added(c: Connection) -> None:
     id, other = a_session(c), a_session(c)
-    said = [turn(f"line {i}", T0 - timedelta(seconds=i)) for i in range(5)]
+    said = [turn(f"line {i}", T0 + timedelta(seconds=i // 3)) for i in range(7)]
     for line in said:
         sessions.add_turn(c, id, line)
         sessions.add_turn(c, other, turn("another session's"))
-    assert sessions.turns(c, id, 3) == tuple(said[2:])
+    assert sessions.turns(c, id, 3) == tuple(said[4:])
     assert sessions.turns(c, id, 10**30) == tuple(said)
     assert sessions.turns(c, id, 0) == sessions.turns(c, id, -1) == ()
+
+
+def test_notes_stand_among_the_turns_until_they_are_forgotten(c: Connection) -> None:
+    id, other = a_session(c, user_id="ada"), a_session(c, user_id="ada")
+    before, after = turn("before", T0), turn("after", T0 + timedelta(seconds=2))
+    sessions.add_turn(c, id, before)
+    sessions.add_turn(c, id, after)
+    note = memory(session_id=id, created_at=T0 + timedelta(seconds=1), privacy="local")
+    not_said = [
+        memory(session_id=id, kind="task"),
+        memory(session_id=id, user_id="bob"),
+        memory(session_id=other),
+    ]
+    memories.add(c, [note, *not_said])
+    noted = Turn(role="note", content=note.content, created_at=note.created_at, task_id=None, privacy="local")
+    assert sessions.turns(c, id, 9) == (before, noted, after)
+    assert sessions.turns(c, id, 2) == (noted, after)
+    memories.delete(c, [note.memory_id])
+    assert sessions.turns(c, id, 9) == (before, after)
 
 
 def test_deleting_a_session_takes_all_of_it_but_its_memories_and_what_it_spent(c: Connection) -> None:
@@ -601,7 +620,8 @@ async def test_a_file_of_an_older_version_opens_with_all_that_was_in_it(tmp_path
     async with open_database(path) as database:
         assert await database.read(lambda c: sessions.get(c, old.session_id)) == old
         assert await database.read(lambda c: sessions.system(c, old.session_id)) == "You review."
-        assert await database.read(lambda c: sessions.turns(c, old.session_id, 9)) == (turn("hello"),)
+        said, _noted = await database.read(lambda c: sessions.turns(c, old.session_id, 9))
+        assert said == turn("hello")
         assert await database.read(lambda c: tasks.get(c, task.task_id)) == task
         assert await database.read(lambda c: tasks.params(c, task.task_id)) == SessionRun(
             session_id=old.session_id, task="count the words"
@@ -609,6 +629,7 @@ async def test_a_file_of_an_older_version_opens_with_all_that_was_in_it(tmp_path
         assert await database.read(lambda c: tasks.events(c, task.task_id)) == events
         assert await database.read(tasks.spent) == 0.002
         assert await database.read(lambda c: memories.rows(c, 0, 9)) == [(5, note)]
+        assert await database.read(counts) == {"sessions": 1, "tasks": 1, "memories": 1}
         following = await database.write(lambda c: a_task(c, old.session_id))
         assert following.number == 8
 

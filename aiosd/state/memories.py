@@ -100,6 +100,17 @@ def page(
     return tuple(map(_memory, rows)), following
 
 
+def notes(c: Connection, scope: Scope, limit: int) -> tuple[Memory, ...]:
+    """The last by `created_at`, the newest first, of what was given to remember: all but completed runs."""
+    inside, values = _inside(scope)
+    rows = c.execute(
+        f"SELECT {_COLUMNS} FROM memories WHERE {inside} AND kind <> 'task'"
+        " ORDER BY created_at DESC, seq DESC LIMIT ?",
+        (*values, limit),
+    )
+    return tuple(map(_memory, rows))
+
+
 def rows(c: Connection, after: int, limit: int) -> list[tuple[int, Memory]]:
     """Everybody's, in order of `seq`, which only grows: what an index has not seen yet."""
     return [

@@ -97,6 +97,7 @@ CREATE TABLE memories (
 );
 CREATE INDEX memories_user ON memories (user_id, created_at, seq);
 CREATE INDEX memories_session ON memories (user_id, session_id, created_at, seq);
+CREATE INDEX memories_notes ON memories (user_id, session_id, created_at, seq) WHERE kind <> 'task';
 CREATE INDEX memories_source ON memories (source);
 """
 

@@ -11,6 +11,7 @@ from aiosd.errors import NotFound
 from aiosd.records import Session, SessionState, Turn
 from aiosd.state.columns import MAX_PAGE, Integer, cut, known, micros, moment, place, within
 from aiosd.state.database import Connection
+from aiosd.state.memories import Scope, notes
 
 _COLUMNS = (
     "session_id, user_id, title, agent, permissions, privacy, priority, max_usd, workspace, write, state,"
@@ -136,29 +137,34 @@ def add_turn(c: Connection, session_id: str, turn: Turn) -> None:
 
 
 def turns(c: Connection, session_id: str, last_n: int) -> tuple[Turn, ...]:
-    """The session's working memory: what was said in it and what it was given to remember, the last ones, the
-    oldest first; at most 1000. Notes are its memories themselves, so one that is forgotten is gone here too.
-    Raises NotFound."""
+    """The session's working memory: what was said in it and what it was given to remember, the last ones by
+    their time, the oldest first; at most 1000.
+
+    Notes are the session's memories themselves, so one that is forgotten is gone here too. Raises NotFound.
+    """
     session = get(c, session_id)
     limit = min(max(last_n, 0), MAX_PAGE)
-    rows = c.execute(
-        """
-        SELECT * FROM (
-            SELECT role, content, created_at, task_id, privacy, turn_id AS place FROM turns
-            WHERE session_id = :session ORDER BY turn_id DESC LIMIT :limit)
-        UNION ALL
-        SELECT * FROM (
-            SELECT 'note', content, created_at, NULL, privacy, seq FROM memories
-            WHERE user_id = :user AND session_id = :session AND kind <> 'task'
-            ORDER BY created_at DESC, seq DESC LIMIT :limit)
-        ORDER BY created_at DESC, place DESC LIMIT :limit
-        """,
-        {"session": session_id, "user": session.user_id, "limit": limit},
-    ).fetchall()
-    return tuple(
+    said = [
         Turn(role=role, content=content, created_at=moment(created_at), task_id=task_id, privacy=privacy)
-        for role, content, created_at, task_id, privacy, _ in reversed(rows)
-    )
+        for role, content, created_at, task_id, privacy in c.execute(
+            "SELECT role, content, created_at, task_id, privacy FROM turns WHERE session_id = ?"
+            " ORDER BY turn_id DESC LIMIT ?",
+            (session_id, limit),
+        )
+    ]
+    noted = [
+        Turn(
+            role="note",
+            content=memory.content,
+            created_at=memory.created_at,
+            task_id=None,
+            privacy=memory.privacy,
+        )
+        for memory in notes(c, Scope(session.user_id, session_id), limit)
+    ]
+    # Both are the newest first, and sorting is stable: turned round, turns of one time stay as they were added.
+    latest = sorted([*noted, *said], key=lambda turn: turn.created_at, reverse=True)[:limit]
+    return tuple(reversed(latest))
 
 
 def _changed(rowcount: int, session_id: str) -> None:
