@@ -27,7 +27,7 @@ from aiosd.paths import Paths
 from aiosd.records import Session
 from aiosd.server import Server
 from aiosd.state.database import open_database
-from aiosd.systemd import notify
+from aiosd.systemd import notify, passed_socket
 from aiosd.tasks.agent import Hands
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.recollection import memory_tools
@@ -53,7 +53,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     """Runs until SIGTERM, SIGINT or `system.shutdown`. Raises AlreadyRunning, and what the ledger raises."""
     started = time.monotonic()
     stop = anyio.Event()
-    with _lock(paths.lock), _bound(socket_path) as listening:
+    with _lock(paths.lock), passed_socket(environ) or _bound(socket_path) as listening:
         async with (
             open_database(paths.database) as database,
             open_memory(database, paths.index) as memory,

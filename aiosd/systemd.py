@@ -1,9 +1,12 @@
-"""The sd_notify(3) protocol: telling whoever started the daemon how it stands. systemd listens, and so does aiosctl."""
+"""How a service manager and the daemon talk: sd_notify(3) and sd_listen_fds(3). aiosctl listens by the same protocol."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
+
+LISTEN_FDS_START = 3
 
 
 def notify(state: str) -> None:
@@ -19,3 +22,12 @@ def notify(state: str) -> None:
             sender.sendto(state.encode(), address)
         except (BlockingIOError, ConnectionError, FileNotFoundError):
             return
+
+
+def passed_socket(environ: Mapping[str, str]) -> socket.socket | None:
+    """The listening socket that socket activation hands over; None where the daemon was started otherwise."""
+    if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS") != "1":
+        return None
+    passed = socket.socket(fileno=LISTEN_FDS_START)
+    passed.set_inheritable(False)
+    return passed

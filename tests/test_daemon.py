@@ -197,6 +197,35 @@ def test_a_deadline_fails_the_task_with_124s_code(tmp_path: Path) -> None:
             assert task.state == "failed"
 
 
+def test_a_socket_that_is_handed_over_is_served_and_left_in_place(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "home")
+    daemon.socket.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as activated:
+        activated.bind(str(daemon.socket))
+        activated.listen()
+        fd = activated.fileno()
+        # As systemd does it: descriptor 3, and LISTEN_PID naming the very process.
+        hand_over = (
+            f"import os, sys; os.dup2({fd}, 3); os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
+            " os.execv(sys.executable, [sys.executable, '-m', 'aiosd'])"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", hand_over],
+            env=daemon.environ,
+            pass_fds=[fd],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert daemon.call(p.SystemPing()).pid == process.pid
+            daemon.call(p.SystemShutdown())
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+            process.wait()
+    assert daemon.socket.exists()
+
+
 def test_the_daemons_children_end_with_it(daemon: Daemon) -> None:
     session = daemon.session()
     daemon.call(p.ToolCall(session_id=session.session_id, name="calculator", arguments={"expression": "1+1"}))
