@@ -5,9 +5,11 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,20 @@ def test_a_daemon_that_never_answers_is_left_at_the_deadline(double: Double) -> 
     double.answers["system.ping"] = lambda params, connection: connection.wait_closed()
     with Client(double.path) as client, pytest.raises(errors.DeadlineExceeded, match="within 0.05 s"):
         client.call(SystemPing(), timeout_s=0.05)
+
+
+def test_a_connection_reset_is_a_sentence(ctl: Ctl, tmp_path: Path) -> None:
+    """A daemon that is killed with our request unread: the kernel resets the connection."""
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as beside:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        pinging = beside.submit(ctl, "ping")
+        connection, _ = listener.accept()
+        connection.recv(1)
+        connection.close()
+        done = pinging.result()
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "closed the connection" in done.stderr
 
 
 def test_what_the_daemon_says_before_it_closes_is_heard(double: Double, ctl: Ctl) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aiosctl import inputs
+from aiosd import framing
 from tests.aiosctl_double import (
     AIOSCTL,
     WAIT_S,
@@ -148,6 +149,18 @@ def test_detach_prints_the_id_alone(double: Double, ctl: Ctl) -> None:
     double.answers["session.run"] = giving(task())
     assert ctl("run", "--detach", "x").stdout == task()["task_id"] + "\n"
     assert double.params("session.run")[0]["detach"] is True
+
+
+def test_a_daemon_that_goes_while_it_is_written_to_is_a_sentence(double: Double, ctl: Ctl) -> None:
+    def create_and_go(params: dict[str, Any], connection: Connection) -> object:
+        connection.send(framing.result(1, session()) + b"\n")
+        raise Hangup
+
+    double.answers["session.create"] = create_and_go
+    (ctl.folder / "a.txt").write_text("a" * (5 << 20))  # more than a socket takes before it is read
+    done = ctl("run", "x", "-f", "a.txt")
+    assert done.returncode == 69
+    assert "closed the connection" in done.stderr
 
 
 def test_ctrl_c_cancels_the_task_over_another_connection(double: Double, ctl: Ctl) -> None:

@@ -31,10 +31,30 @@ from tests.aiosctl_double import serve
 serve()
 """
 
-DYING = """#!/bin/sh
-for n in 1 2 3 4 5 6 7 8 9 10 11 12; do echo "line $n" >&2; done
-exit 3
+GATED = DOUBLE.replace(
+    "serve()\n",
+    """import os
+with open(os.environ["HOME"] + "/arrived", "rb") as arrived:
+    arrived.read(8)
+serve()
+""",
+)
+"""Serves when eight aiosctl have come to the lock."""
+
+ARRIVING = """
+import fcntl, os
+lock = fcntl.flock
+def flock(fd, how):
+    arrived = os.open(os.environ["HOME"] + "/arrived", os.O_WRONLY)
+    os.write(arrived, b".")
+    os.close(arrived)
+    lock(fd, how)
+fcntl.flock = flock
 """
+
+
+def dying(lines: int) -> str:
+    return f"#!/bin/sh\nfor n in $(seq {lines}); do echo line $n >&2; done\nexit 3\n"
 
 
 class Home:
@@ -47,6 +67,8 @@ class Home:
         self.program = folder / "program"
         self.program.write_text(program)
         self.program.chmod(0o755)
+        self.before = ""
+        """Python that aiosctl runs first."""
         self.env = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(folder),
@@ -56,7 +78,7 @@ class Home:
 
     def ctl(self, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", WITH_DAEMON, str(self.program), *args],
+            [sys.executable, "-c", self.before + WITH_DAEMON, str(self.program), *args],
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -98,9 +120,14 @@ def test_where_no_daemon_answers_one_is_started_apart_from_this_terminal(home: H
     assert (second.returncode, second.stderr, len(home.starts())) == (0, "", 1)
 
 
-def test_eight_at_once_start_one(home: Home) -> None:
+def test_eight_that_come_to_the_lock_together_start_one(home: Home) -> None:
+    home.program.write_text(GATED)
+    home.before = ARRIVING
+    os.mkfifo(home.folder / "arrived")
+    open_for_all = os.open(home.folder / "arrived", os.O_RDWR)
     with ThreadPoolExecutor(8) as together:
         done = list(together.map(lambda _: home.ctl("ping", "--json"), range(8)))
+    os.close(open_for_all)
     assert [each.returncode for each in done] == [0] * 8, done
     assert len({json.loads(each.stdout)["pid"] for each in done}) == len(home.starts()) == 1
     assert {each.stderr for each in done} == {""}  # nothing but the error object stands there with --json
@@ -110,21 +137,24 @@ def test_a_socket_left_by_a_dead_daemon_is_no_daemon(home: Home) -> None:
     home.socket.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(home.socket))
-    home.program.write_text(DYING)
+    home.program.write_text(dying(1))
     assert home.ctl("ping").returncode == 69
 
 
-def test_a_daemon_that_ends_while_it_starts_shows_its_last_words(tmp_path: Path) -> None:
-    home = Home(tmp_path, DYING)
+@pytest.mark.parametrize(("lines", "first"), [(12, 3), (2, 1)])
+def test_a_daemon_that_ends_while_it_starts_shows_its_last_words(
+    tmp_path: Path, lines: int, first: int
+) -> None:
+    home = Home(tmp_path, dying(lines))
     home.log.parent.mkdir()
     home.log.write_text("of an earlier one\n")
     home.log.chmod(0o644)
     done = home.ctl("ping")
     assert (done.returncode, done.stdout) == (69, "")
-    lines = done.stderr.splitlines()
-    assert lines[0].startswith("aiosctl: aiosd ended with 3 while it started")
-    assert [line.strip() for line in lines[1:-1]] == [f"line {n}" for n in range(3, 13)]
-    assert lines[-1] == "  try: aiosd"
+    said = done.stderr.splitlines()
+    assert said[0].startswith("aiosctl: aiosd ended with 3 while it started")
+    assert [line.strip() for line in said[1:-1]] == [f"line {n}" for n in range(first, lines + 1)]
+    assert said[-1] == "  try: aiosd"
     assert home.log.stat().st_mode & 0o777 == 0o600
 
 
