@@ -21,7 +21,7 @@ INNER = 0.8
 PREFIX = 0.8
 SHOWN = 0.8
 ALIKE = 0.75
-WITHIN = 0.7
+WITHIN = 0.5
 CONTEXT = 0.7
 REFERS = 0.6
 """In the sentence before one that begins with "It" or "Otherwise"."""
@@ -31,9 +31,10 @@ RARITY = 0.3
 """What a word weighs that is everywhere, where the rarest weighs 1."""
 
 ANAPHOR = re.compile(
-    r"(?:it|its|or|and|but|so|this|that|these|those|they|their|otherwise|else|instead|then|in (?:this|that|order)|"
+    r"(?:it|its|or|and|but|so|this|that|these|those|they|their|otherwise|else|instead|then|"
+    r"in (?:this|that|order)|doing so|note that (?:it|this)|"
     r"if (?:not|so|true|false|given|set|it|unspecified|omitted|specified)|"
-    r"by default|default|off by|doing so|note that (?:it|this))\b|.*\b(?:in|for) (?:this|that|such a|these) cases?\b",
+    r"by default|default|off by)\b|.*\b(?:in|for) (?:this|that|such a|these) cases?\b",
     re.IGNORECASE,
 )
 """A sentence that starts so refers to the one before it."""
@@ -123,6 +124,10 @@ class View:
             question.wants is not None and not question.wants.search(piece.text)
         ) or not self._counted(piece)
         lacking = 0.75 ** (lacks_extreme + lacks_form)
+        if not self.subject - self.refs[piece.passage]:
+            own *= (
+                0.3  # all that the question names is what the passage is about: saying it again tells nothing
+            )
         damp = 1 / (0.85 + 0.15 * len(piece.own) / self.mean)
         score = 0.6 * covered * lacking + 0.5 * own * damp + self._fit(at, own)
         matched = met / carried if carried else 1.0
@@ -141,7 +146,8 @@ class View:
         )
         if not value and term.stem == "default":
             assigned = any(
-                re.search(rf"\b{re.escape(word)}\w*\s?=\s?[^\s=]", piece.text) for word in self.subject
+                re.search(rf"\b{re.escape(word)}\w*(?:\s*:\s*\w+)?\s?=\s?[^\s=]", piece.text)
+                for word in self.subject
             )
             return NAMED if assigned else 0.0
         return value

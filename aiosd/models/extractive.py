@@ -1,4 +1,4 @@
-"""The backend with no weights: it quotes what it was given, makes calls that stand in the request, or abstains.
+"""The backend with no weights: it quotes what it was given, makes calls that a request spells out, or abstains.
 
 Every word of its answers is a source's, so `generated` is false. What finds the quotes is quoting.py, what
 plans the calls is literal.py; both are pure.
@@ -24,7 +24,8 @@ INLINE = 20_000
 """Characters of passages that are read on the event loop, in some 10 ms; more goes to a thread."""
 
 _SUMMARIZE = re.compile(
-    r"\W*(?:please\s+|can you\s+|could you\s+)?(?:summari[sz]e|give (?:me )?a (?:short |brief )?summary|tl;?dr)\b",
+    r"\W*(?:please\s+|can you\s+|could you\s+)?"
+    r"(?:summari[sz]e|give (?:me )?a (?:short |brief )?summary|tl;?dr)\b",
     re.IGNORECASE,
 )
 
@@ -98,7 +99,7 @@ def _ref(quote: quoting.Quote) -> str:
 def _results(request: ModelRequest, task: str) -> tuple[Source, ...]:
     """What our own call gave, where the conversation ends in it: that is the answer, as it is.
 
-    A call that another model made is no answer yet. Ours is known by planning it again: it follows from the task.
+    A call that another model made is no answer yet. Ours is known by planning it again: the task decides it.
     """
     results = tuple(itertools.takewhile(lambda message: message.role == "tool", reversed(request.messages)))
     asked = next(

@@ -20,8 +20,8 @@ LONGEST_REQUEST = 1_000
 remembered may be as long as it likes."""
 
 _POLITE = re.compile(
-    r"(?:(?:please|kindly|now|then|ok(?:ay)?|hey|hi|hello|could you|can you|would you|will you|i want you to|i'd like you to|"
-    r"let's|go ahead and|use the \w+ tool to)\b[,:\s]*)+",
+    r"(?:(?:please|kindly|now|then|ok(?:ay)?|hey|hi|hello|could you|can you|would you|will you|i want you to|"
+    r"i'd like you to|let's|go ahead and|use the \w+ tool to)\b[,:\s]*)+",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
@@ -29,33 +29,38 @@ _CLOSING = re.compile(
 )
 _QUOTED = re.compile(r"\"([^\"\n]+)\"|(?<!\w)'([^'\n]+)'(?!\w)|`([^`\n]+)`|“([^”\n]+)”|‘([^’\n]+)’")
 _PATH = re.compile(
-    r"(?<![\w/.~-])(?:~?/[\w./@+~-]*\w/?|\.{1,2}(?:/[\w.@+-]+)*/?|[\w@+-][\w.@+-]*(?:/[\w.@+-]+)+/?|[\w@+-]+/|[\w@+-]+(?:\.[\w-]+)*\.[A-Za-z]\w{0,7}|\.\w[\w.-]*)(?![\w/])"
+    r"(?<![\w/.~-])(?:~?/[\w./@+~-]*\w/?|\.{1,2}(?:/[\w.@+-]+)*/?|[\w@+-][\w.@+-]*(?:/[\w.@+-]+)+/?|[\w@+-]+/"
+    r"|[\w@+-]+(?:\.[\w-]+)*\.[A-Za-z]\w{0,7}|\.\w[\w.-]*)(?![\w/])"
 )
 _FOLDER = re.compile(
-    r"\b(?:in|under|inside|within|from|of)\s+(?:(?:the\s+)?(?:folder|directory|dir)\s+(?:named\s+|called\s+)?(?P<after>[\w.@+-]+)|"
-    r"the\s+(?P<before>[\w.@+-]+)\s+(?:folder|directory|dir)|(?P<bare>(?!the\b|this\b|my\b|a\b|an\b|all\b)[\w@+-]+))\s*$",
+    r"\b(?:in|under|inside|within|from|of)\s+(?:"
+    r"(?:the\s+)?(?:folder|directory|dir)\s+(?:named\s+|called\s+)?(?P<after>[\w.@+-]+)|"
+    r"the\s+(?P<before>[\w.@+-]+)\s+(?:folder|directory|dir)|"
+    r"(?P<bare>(?!the\b|this\b|my\b|a\b|an\b|all\b)[\w@+-]+))\s*$",
     re.IGNORECASE,
 )
 _HERE = re.compile(
-    r"\b(?:in\s+)?(?:here|(?:the|this|my)\s+(?:current\s+|working\s+)?(?:folder|directory|dir|workspace)|the\s+workspace)\b",
+    r"\b(?:in\s+)?(?:here|(?:the|this|my)\s+(?:current\s+|working\s+)?(?:folder|directory|dir|workspace))\b",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\w)")
+_NUMBER = re.compile(r"(?<![\w.])-?\d{1,15}(?:\.\d{1,15})?(?![\w.]*\w)")
 _SUM = re.compile(r"[-+(\d.][-+*/%().\d\s]*[\d)]")
 _ASKS_SUM = frozenset(
     words.listed(
-        "what what's whats is are equals equal calculate compute evaluate work out solve how much the result value of answer to does "
-        "tell me sum"
+        "what what's whats is are equals equal calculate compute evaluate work out solve how much the result "
+        "value of answer to does tell me sum"
     )
 )
 _COMPUTES = frozenset(words.listed("calculate compute evaluate solve work"))
 _ASKS_TIME = re.compile(
-    r"(?:what(?:'s| is)?|tell me|show me|give me|show|get)\s+(?:the\s+|today's\s+)?(?:current\s+|local\s+)?(?:time|date|day|date and time|time and date)"
-    r"(?:\s+(?:is it|it is))?(?:\s+(?:right now|now|today|currently))*(?:\s+in\s+(?P<zone>[A-Z]\w+(?:/[A-Z]\w+)+|UTC|GMT))?",
+    r"(?:what(?:'s| is)?|tell me|show me|give me|show|get)\s+(?:the\s+|today's\s+)?(?:current\s+|local\s+)?"
+    r"(?:time|date|day|date and time|time and date)(?:\s+(?:is it|it is))?"
+    r"(?:\s+(?:right now|now|today|currently))*(?:\s+in\s+(?P<zone>[A-Z]\w+(?:/[A-Z]\w+)+|UTC|GMT))?",
     re.IGNORECASE,
 )
 _KEEP = re.compile(
-    r"(?:remember|note|memorize|memorise|keep in mind)(?:\s+(?:this|that|the following))?\s*(?::|\bthat\b)\s*(?P<content>\S[\s\S]*)",
+    r"(?:remember|note|memorize|memorise|keep in mind)(?:\s+(?:this|that|the following))?\s*(?::|\bthat\b)\s*"
+    r"(?P<content>\S[\s\S]*)",
     re.IGNORECASE,
 )
 _RECALL = re.compile(
@@ -65,15 +70,16 @@ _RECALL = re.compile(
     re.IGNORECASE,
 )
 _AFTER_FOR = re.compile(
-    r"\bfor\s+(?:the\s+(?:text|word|string|phrase|term|pattern)\s+)?(?P<text>(?!the\b|a\b|an\b|all\b|any\b)\S+(?:\s+\S+){0,2})$",
+    r"\bfor\s+(?:the\s+(?:text|word|string|phrase|term|pattern)\s+)?"
+    r"(?P<text>(?!the\b|a\b|an\b|all\b|any\b)\S+(?:\s+\S+){0,2})$",
     re.IGNORECASE,
 )
 _JOINS = re.compile(r"\x00|\b(?:in|and|or|then|of|from|with|that|which|to|under|inside)\b", re.IGNORECASE)
 """What ends the literal part of a request; the words after it would have to be understood."""
 _FILLER = frozenset(
     words.listed(
-        "a an the of in at for from me my this that it its to with and named called content contents text show give "
-        "all every is are what which"
+        "a an the of in at for from me my this that it its to with and named called content contents text "
+        "show give all every is are what which"
     )
 )
 _VERBS = {
@@ -85,8 +91,8 @@ _VERBS = {
 """The ways to say the first word of a tool's name; a verb that is not here stands for itself alone."""
 _KNOWN_KEYWORDS = frozenset(
     words.listed(
-        "type enum const description title default examples minimum maximum exclusiveMinimum exclusiveMaximum minLength "
-        "maxLength pattern format anyOf"
+        "type enum const description title default examples minimum maximum exclusiveMinimum "
+        "exclusiveMaximum minLength maxLength pattern format anyOf"
     )
 )
 _KNOWN_OF_OBJECTS = frozenset(
@@ -100,7 +106,7 @@ class Call(NamedTuple):
 
 
 def plan(request: str, tools: Sequence[ToolSpec]) -> Call | None:
-    """The one call that `request` asks for in plain words, or None. Strings among the arguments are spans of it."""
+    """The one call that `request` asks for in plain words, or None. String arguments are spans of it."""
     text = request.strip()
     if opening := _POLITE.match(text):
         text = text[opening.end() :]
@@ -194,10 +200,10 @@ class _Rest:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def take(self, found: re.Match[str], group: int | str = 0) -> str:
-        value = found[group]
+    def take(self, found: re.Match[str]) -> str:
+        """What its group holds, or all of it if it has none; all of it is used up."""
         self.text = self.text[: found.start()] + " \x00 " + self.text[found.end() :]
-        return str(value)
+        return found[found.lastindex or 0]
 
     def words(self) -> list[str]:
         return [words.lower(token) for token in words.tokens(self.text)]
@@ -216,7 +222,7 @@ def _generic(
         return None
     rest = _Rest(text[re.search(r"\w+", text).end() :])  # type: ignore[union-attr]  # `spoken` is not empty
     arguments: dict[str, Any] = {}
-    for name in sorted(properties, key=lambda name: (name not in required, _order(name))):
+    for name in sorted(properties, key=lambda name: (name not in required, not _is_path(name))):
         value = _argument(name, properties[name], rest, needed=name in required)
         if value is not None:
             arguments[name] = value
@@ -236,10 +242,6 @@ def _generic(
     if any(word not in _FILLER and words.stem(word) not in known for word in left):
         return None
     return arguments
-
-
-def _order(name: str) -> int:
-    return 0 if _is_path(name) else 1
 
 
 def _is_path(name: str) -> bool:
@@ -265,7 +267,7 @@ def _argument(name: str, schema: object, rest: _Rest, *, needed: bool) -> Any:
         found = re.search(after_name + rf"({_NUMBER.pattern})", rest.text, re.IGNORECASE)
         numbers = list(_NUMBER.finditer(rest.text))
         if found is not None:
-            digits = rest.take(found, 1)
+            digits = rest.take(found)
         elif needed and len(numbers) == 1:
             digits = rest.take(numbers[0])
         else:
@@ -279,16 +281,16 @@ def _argument(name: str, schema: object, rest: _Rest, *, needed: bool) -> Any:
         return _path(rest, needed=needed)
     if name in ("text", "query", "pattern", "search", "q") and needed:
         if found := re.search(rf"\bfor\s+(?:the\s+\w+\s+)?(?:{_QUOTED.pattern})", rest.text):
-            return rest.take(found, next(number for number in range(1, 6) if found[number]))
+            return rest.take(found)
         if found := _AFTER_FOR.search(rest.text):
-            return None if _JOINS.search(found["text"]) else rest.take(found, "text")
+            return None if _JOINS.search(found["text"]) else rest.take(found)
     if found := re.search(after_name + rf"(?:{_QUOTED.pattern})", rest.text, re.IGNORECASE):
-        return rest.take(found, next(number for number in range(1, 6) if found[number]))
+        return rest.take(found)
     quoted = list(_QUOTED.finditer(rest.text))
     if needed and len(quoted) == 1:
-        return rest.take(quoted[0], next(number for number in range(1, 6) if quoted[0][number]))
+        return rest.take(quoted[0])
     if found := re.search(after_name + r"([\w.@/+-]+)\s*$", rest.text, re.IGNORECASE):
-        return rest.take(found, 1)
+        return rest.take(found)
     return None
 
 
@@ -297,7 +299,7 @@ def _path(rest: _Rest, *, needed: bool) -> str | None:
     joint = r"(?:\b(?:in|under|inside|within|from|of)\s+(?:the\s+)?(?:(?:folder|directory|dir|file)\s+)?)"
     quoted = re.search(rf"{joint if not needed else ''}(?:{_QUOTED.pattern})", rest.text, re.IGNORECASE)
     if quoted:
-        return rest.take(quoted, next(number for number in range(1, 6) if quoted[number]))
+        return rest.take(quoted)
     bare = re.sub(_QUOTED, lambda found: "\x01" * len(found[0]), rest.text)
     paths = list(_PATH.finditer(bare))
     if len(paths) > 1:

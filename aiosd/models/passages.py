@@ -1,4 +1,4 @@
-"""Passages read into pieces that a question can be held against; of big ones only the parts that share most with it."""
+"""Passages read into pieces that a question is held against; of big ones, the parts that share most with it."""
 
 from __future__ import annotations
 

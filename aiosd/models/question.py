@@ -7,34 +7,37 @@ from typing import NamedTuple
 
 from aiosd.models import words
 
+_DIGITS = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million"
+_SPAN = "second|minute|hour|day|week|month|year"
 _NUMBER = re.compile(
-    r"\d|\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million|"
-    r"once|twice|unlimited|infinite|any number|no limit)\b",
-    re.IGNORECASE,
+    rf"\d|\b(?:{_DIGITS}|once|twice|unlimited|infinite|any number|no limit)\b", re.IGNORECASE
 )
 _QUANTITY = re.compile(
-    r"(?:\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand|million)\b)[\w.,^]*[\s-]?"
-    r"(?:%|°|[KMGT]?i?B\b|[mun]?s\b|m\b|h\b|(?:kilo|mega|giga|tera)?(?:byte|bit|character|char|letter|word|line|column|"
-    r"second|minute|hour|day|week|month|year|time|item|element|entr|level|digit|percent|kilomet|met|mile|pixel|page|row|"
-    r"millisecond|microsecond|token|step)\w*)|\b(?:unlimited|infinite|for ?ever|no limit|without bound|linear|constant)\b",
+    rf"(?:\d|\b(?:{_DIGITS})\b)[\w.,^]*[\s-]?(?:%|°|[KMGT]?i?B\b|[mun]?s\b|m\b|h\b|(?:kilo|mega|giga|tera)?(?:byte|bit)|"
+    rf"(?:{_SPAN}|char|letter|word|line|column|time|item|element|entr|level|digit|percent|kilomet|met|mile|pixel|"
+    r"page|row|milli|micro|token|step)\w*)|\bO\(|"
+    r"\b(?:unlimited|infinite|for ?ever|no limit|without bound|linear|constant|number of \w+)\b",
     re.IGNORECASE,
 )
 _TIME = re.compile(
-    r"\d|\b(?:mon|tues|wednes|thurs|fri|satur|sun)day\b|\b(?:january|february|march|april|june|july|august|september|"
-    r"october|november|december|noon|midnight|today|tomorrow|yesterday|daily|nightly|weekly|monthly|yearly|hourly)\b",
+    r"\d{1,2}:\d\d|\b\d{1,2} ?[ap]m\b|\b\d{4}\b|\b\d+\.\d|\b\d+(?:st|nd|rd|th)\b|\b\d{1,2} may\b|\bmay \d|"
+    rf"\b(?:\d+|{_DIGITS}|few|some)[ -](?:{_SPAN})|\bevery (?:{_SPAN}|night)\b|"
+    r"\b(?:mon|tues|wednes|thurs|fri|satur|sun)day\b|"
+    r"\b(?:january|february|march|april|june|july|august|september|october|november|december)\b|"
+    r"\b(?:noon|midnight|today|tomorrow|yesterday|daily|nightly|weekly|monthly|yearly|hourly)\b",
     re.IGNORECASE,
 )
 _CONDITION = re.compile(
     r"\b(?:if|when|whenever|while|until|unless|once|after|before|upon|otherwise|as soon as|during|only|in case)\b",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"(?<=[\w,;:)] )[A-Z][\w-]+|\b(?:by|from)\s+[A-Z]|\b\w{3,}(?:er|or)s?\b|@\w")
+_NAME = re.compile(r"(?<=[\w,;:)] )[A-Z][\w-]+|\b(?:by|from)\s+[A-Z]|\b\w{2,}(?:er|or)s?\b|@\w")
 _REASON = re.compile(
     r"\b(?:because|since|as|so|due|therefore|thus|hence|reason|to|for|may|otherwise)\b", re.IGNORECASE
 )
 _DEFAULT = re.compile(
-    r"\bdefault|\b(?:otherwise|unless)\b|\b(?:if|when)\b[^.;]*\b(?:omitted|unspecified|None|not (?:given|specified|supplied|"
-    r"provided|set))|\w\s?=\s?[\w\"'(-]",
+    r"\bdefault|\b(?:otherwise|unless)\b|"
+    r"\b(?:if|when)\b[^.;]*\b(?:omitted|unspecified|None|not (?:given|specified|supplied|provided|set))|\w\s?=\s?[\w\"'(-]",
     re.IGNORECASE,
 )
 _NEGATION = re.compile(
@@ -109,7 +112,7 @@ class Term(NamedTuple):
     extreme: bool
     """`default`, `maximum`: what an answer does not leave out."""
     name: bool
-    """An identifier, or written like one; or what `does X ...` is asked of. A text may leave out what it is about."""
+    """An identifier, or what `does X ...` is asked of: a text may leave out the name of what it is about."""
     joined: tuple[str, ...]
     """It and a neighbour as one name: `tab size` is tabsize and tab_size."""
     shown: re.Pattern[str] | None
@@ -139,7 +142,8 @@ def asked(task: str) -> str:
 
 
 def is_number(token: str) -> bool:
-    return bool(_NUMBER.search(token))
+    """Whether it is a number, or announces one: "the number of lines, which defaults to three"."""
+    return bool(_NUMBER.search(token)) or token.lower() in ("number", "count", "amount")
 
 
 def negated(text: str) -> bool:
@@ -211,7 +215,7 @@ def _terms(text: str, found: re.Match[str] | None, focus: str | None) -> tuple[T
     asked_verb = bool(re.match(r"\W*what (?:does|do|did|should|must|can|will)\b", text, re.IGNORECASE))
     terms: dict[str, Term] = {}
     for at, (token, word) in enumerate(zip(raw, plain, strict=True)):
-        name = _NAMELIKE.search(token) is not None or (token.isupper() and len(token) > 2)
+        name = _NAMELIKE.search(token) is not None
         if (word in lead and at < len(lead) + 2) or (word in words.STOP and not name):
             continue
         stem = words.key(token) if at else words.stem(word)
@@ -235,13 +239,13 @@ def _terms(text: str, found: re.Match[str] | None, focus: str | None) -> tuple[T
         joined = tuple(words.stem(left + between + right) for left, right in sides for between in ("", "_"))
         terms.setdefault(stem, Term(stem, prior, stem in _EXTREME, name or at == subject, joined, shown))
     for symbol in _SYMBOL.findall(text.rstrip("?!. ")):
-        shown = re.compile(rf"(?<![^\s'\"`(]){re.escape(symbol)}(?![^\s'\"`),.:;])")
+        shown = re.compile(rf"(?<![^\s'\"`(]){re.escape(symbol)}(?=[\s'\"`)]|[,.:;](?:\s|$)|$)")
         terms.setdefault(symbol, Term(symbol, 1.2, extreme=False, name=False, joined=(), shown=shown))
     return tuple(terms.values())
 
 
 def _verbs(plain: list[str], raw: list[str]) -> frozenset[int]:
-    """Which words are verbs, as far as their place tells. Answers say verbs in other words more often than nouns."""
+    """Which words are verbs, as far as their place tells. Answers reword verbs more often than nouns."""
     found: set[int] = set()
     for at, word in enumerate(plain[:-1]):
         following = at + 1
@@ -291,7 +295,7 @@ def _subject(plain: list[str]) -> int | None:
 
 
 def _focus(text: str, found: re.Match[str]) -> str | None:
-    """The stem of what `which` or `how many` asks for: the word after it, where that is no verb and no name."""
+    """The stem of what `which` or `how many` asks for: the word after it, if that is no name."""
     token = next(words.tokens(text[found.end() :]), None)
     if token is None or words.lower(token) in words.STOP or words.parts(token):
         return None

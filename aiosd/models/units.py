@@ -8,7 +8,7 @@ term it explains, the sentence that introduces it) comes along as its context.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 Kind = Literal["prose", "item", "row", "code", "heading"]
@@ -22,15 +22,16 @@ _ROW = re.compile(r"\s*\|.*\|\s*$")
 _FENCE = re.compile(r"\s*(```+|~~~+)")
 _MARKER = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\S)")
 _DOCTEST = re.compile(r"\s*(?:>>>|\$)\s")
-_SIGNATURE = re.compile(
-    r"\s*(?:(?:async\s+)?def\s+|class\s+)?[A-Za-z_][\w.]*\((?:[^()]|\([^()]*\))*\)(?:\s*->.*)?:?$"
-)
+_KEYWORD = r"\s*(?:(?:async\s+)?def\s+|[Cc]lass\s+|[Ff]unction\s+|[Mm]ethod\s+)?"
+_SIGNATURE = re.compile(_KEYWORD + r"[A-Za-z_][\w.]*\((?:[^()]|\([^()]*\))*\)(?:\s*->.*)?:?$")
+_NAMED = re.compile(_KEYWORD + r"((?:['\"`*]*[A-Za-z_][\w.-]*['\"`*]*)(?:,\s*['\"`*]*[\w.-]+['\"`*]*)*)")
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 _/-]{2,60}:?\s*$")
 _TERM = re.compile(
-    r"\s*(?:['\"`*]{0,3}[\w.*-]+(?:\([^)]*\))?['\"`*]{0,3}(?:,\s['\"`*\w]+){0,3}(?:\s\([^)]*\))?(?:\s*:\s+|\s+(?:--?|–|:)\s+|\s{2,})\S"
-    r"|\S{1,20}\s{3,}\S|[^\s\w]{1,3}\s*:\s+\S)"
+    r"\s*(?:['\"`*]{0,3}[\w.*-]+(?:\([^)]*\))?['\"`*]{0,3}(?:,\s['\"`*\w]+){0,3}(?:\s\([^)]*\))?"
+    r"(?:\s*:\s+|\s+(?:--?|–|:)\s+|\s{2,})\S|\S{1,20}\s{3,}\S|[^\s\w]{1,3}\s*:\s+\S)"
 )
-_SENTENCE = re.compile(r"(?<=[^\s.][.!?])[\"'”’)\]*`]*(\s+)(?=\S)")
+"""`name: ...`, `'a', 'b' -- ...`, `name (default) ...`, a column, `<: ...`"""
+_SENTENCE = re.compile(r"(?<=[^\s.'\"`(][.!?])[\"'”’)\]*`]*(\s+)(?=\S)")
 _ABBREVIATION = re.compile(
     r"(?<![\w.])(?:e\.?g|i\.?e|etc|vs|cf|no|approx|fig|sec|dr|mr|mrs|ms|st|resp|incl|[A-Za-z])\.$",
     re.IGNORECASE,
@@ -98,11 +99,6 @@ def sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         begin = stop.end(1)
     if begin < end:
         yield begin, end
-
-
-_NAMED = re.compile(
-    r"\s*(?:(?:async\s+)?def\s+|class\s+)?((?:['\"`*]*[A-Za-z_][\w.-]*['\"`*]*)(?:,\s*['\"`*]*[\w.-]+['\"`*]*)*)"
-)
 
 
 def _named(term: str) -> tuple[str, ...]:
@@ -316,10 +312,5 @@ class _Reader:
 
 
 def line_of(text: str, start: int) -> int:
-    """1-based number of the line that `start` is on, lines ending as str.splitlines() has them in our sources: "\\n"."""
+    """1-based number of the line that `start` is on."""
     return text.count("\n", 0, start) + 1
-
-
-def between(text: str, pieces: Sequence[Unit]) -> str:
-    """The quote that runs from the first piece to the end of the last."""
-    return fold(text[pieces[0].start : pieces[-1].end])

@@ -29,7 +29,8 @@ STOP = frozenset(
     listed("""
 a about after again all already also am an and any are as at be been being both but by can cannot
 could did do does doing done each ever every for from had has have having he her here his how i if
-in into is it its itself just let lot lots many few several may me might mine more must my no nor not now of off on once one
+in into is it its itself just let lot lots many few several may
+me might mine more must my no nor not now of off on once one
 only or other our out over own per please same shall she should so some such than that the their
 them then there these they this those through to too under until up upon us very via was we were
 what when where whether which while who whom whose why will with within without would yes yet you
@@ -43,7 +44,7 @@ documentation exactly explain find following general get give go handle happen h
 information input instead involve keep kind know make mean mention name need nothing occur part
 passage possible present provide question quote read refer result say section see set show something
 specify state support take tell text thing try use want way work write put represent useful differ
-perform treat always usually typically often
+perform treat hold always usually typically often
 """)
 )
 """Words that frame a question more often than they carry it."""
@@ -108,7 +109,7 @@ def lower(word: str) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def stem(word: str) -> str:
-    """What `copies`, `copied` and `copying` share. `word` is lower case; identifiers and numbers stay as they are."""
+    """What `copies`, `copied` and `copying` share. `word` is lower case; identifiers stay as they are."""
     if word in _IRREGULAR:
         word = _IRREGULAR[word]
     if len(word) < 4 or not word.isalpha():
@@ -163,9 +164,9 @@ def parts(token: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=65536)
 def key(token: str) -> str:
-    """The stem a word is matched by. One that is written like a name keeps its s: Windows are no windows."""
+    """The stem a word is matched by. One written like a name keeps its s: HTTPS is not HTTP."""
     word = lower(token)
-    return word if token[0].isupper() and word.endswith("s") and not token.isupper() else stem(word)
+    return word if token[0].isupper() and word.endswith("s") else stem(word)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -173,7 +174,7 @@ def _keys(token: str) -> tuple[frozenset[str], frozenset[str]]:
     word = lower(token)
     if word.isalpha() and not parts(token):
         return frozenset((stem(word), key(token))), frozenset()
-    pieces = (*re.split(r"[.'’-]", word), *parts(token))
+    pieces = (*re.split(r"[.'’-]", word), *parts(token), word.replace("-", ""))
     return frozenset((stem(word),)), frozenset(stem(piece) for piece in pieces if len(piece) > 1)
 
 
