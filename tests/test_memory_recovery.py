@@ -1,0 +1,377 @@
+"""The index may die, lag, lie and be lost: what was remembered is recalled, and by nobody else."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+import pytest
+from anyio.from_thread import start_blocking_portal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aiosd.child import ChildDied
+from aiosd.memory.memory import Memories, scope_of
+from aiosd.protocol import NewMemory
+from aiosd.records import Session
+from aiosd.state import memories as table
+from tests.test_memory import contents, opened, session
+
+LONG_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.INFO, "aiosd"):
+        yield
+
+
+def worker(caplog: pytest.LogCaptureFixture) -> int:
+    """The process that was started last."""
+    pid: int = [r.__dict__["pid"] for r in caplog.records if r.message == "child started"][-1]
+    return pid
+
+
+def openings(caplog: pytest.LogCaptureFixture) -> list[tuple[int, bool, int]]:
+    """What each process found: points, whether they were kept, rows behind."""
+    found = [r.__dict__ for r in caplog.records if r.message == "memory index opened"]
+    return [(r["points"], r["kept"], r["behind"]) for r in found]
+
+
+def kill(pid: int) -> None:
+    """As the kernel would when memory is short. One that has ended already is as dead."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+async def all_found(memories: Memories, ann: Session, n: int) -> list[int]:
+    """Those of the numbered memories that recall does not find."""
+    return [i for i in range(n) if not await contents(memories, scope_of(ann), f"stone{i}x", n=1)]
+
+
+def stones(*numbers: int) -> list[NewMemory]:
+    return [NewMemory(content=f"stone{i}x by the river") for i in numbers]
+
+
+@pytest.mark.anyio
+async def test_killing_the_worker_in_the_middle_of_remembers_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    killed = set()
+    async with opened(tmp_path) as (memories, _):
+
+        async def remember(first: int) -> None:
+            await memories.remember(ann, stones(*range(first, first + 5)))
+            if first % 100 == 50:
+                killed.add(worker(caplog))
+                kill(worker(caplog))
+
+        await memories.remember(ann, stones(1_000))
+        async with anyio.create_task_group() as tasks:
+            for first in range(0, 500, 5):
+                tasks.start_soon(remember, first)
+        assert len(killed) >= 1
+        await memories.remember(ann, stones(1_001))
+        assert await all_found(memories, ann, 500) == []
+    async with opened(tmp_path) as (memories, _):
+        assert await all_found(memories, ann, 500) == []
+    assert openings(caplog)[-1] == (502, True, 0)
+
+
+@pytest.mark.anyio
+async def test_what_a_dead_worker_did_not_hear_is_found_by_the_very_next_recall(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    async with opened(tmp_path) as (memories, database):
+        await memories.remember(ann, stones(0))
+        for i in range(1, 6):
+            kill(worker(caplog))
+            # Added without a word to the index, as by a daemon that died right after its commit.
+            row = memories.record(
+                ann, f"stone{i}x", kind="note", source="user", privacy="any", created_at=ann.created_at
+            )
+            await database.write(lambda c, row=row: table.add(c, [row]))  # type: ignore[misc]
+            assert await contents(memories, scope_of(ann), f"stone{i}x") == [f"stone{i}x"]
+
+
+Damage = Callable[[Path], None]
+
+
+def everything_cut(shard: Path) -> None:
+    for file in shard.rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+
+
+def everything_flipped(shard: Path) -> None:
+    chance = random.Random(1)
+    for file in shard.rglob("*"):
+        if file.is_file() and (used := min(file.stat().st_size, 4_000)):
+            with file.open("r+b") as bytes_:
+                for _ in range(64):
+                    bytes_.seek(chance.randrange(used))
+                    bytes_.write(b"\xff")
+
+
+def cut(name: str) -> Damage:
+    def damage(shard: Path) -> None:
+        (file,) = shard.rglob(name)
+        os.truncate(file, file.stat().st_size // 2)
+
+    return damage
+
+
+def gone(name: str) -> Damage:
+    def damage(shard: Path) -> None:
+        for file in shard.rglob(name):
+            file.unlink()
+
+    return damage
+
+
+def scrambled(name: str) -> Damage:
+    def damage(shard: Path) -> None:
+        (file,) = shard.rglob(name)
+        file.write_bytes(bytes(b ^ 0xFF for b in file.read_bytes()))
+
+    return damage
+
+
+DAMAGES: dict[str, Damage] = {
+    "the folder is gone": shutil.rmtree,
+    "every file is gone": gone("*.*"),
+    "every file is cut": everything_cut,
+    "every file is flipped": everything_flipped,
+    "its config is cut": cut("edge_config.json"),
+    "its config is gone": gone("edge_config.json"),
+    "its segments are gone": lambda shard: shutil.rmtree(shard / "segments"),
+    "its ids are cut": cut("mutable_id_tracker.mappings"),
+    "its ids are scrambled": scrambled("mutable_id_tracker.mappings"),
+    "its ids are gone": gone("mutable_id_tracker.mappings"),
+    "its version is gone": gone("version.info"),
+    "its segment is scrambled": scrambled("segment.json"),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", DAMAGES)
+async def test_a_damaged_index_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    ann, ben = session(permissions=()), session("ben")
+    async with opened(tmp_path) as (memories, _):
+        for first in range(0, 100, 10):
+            await memories.remember(ann, stones(*range(first, first + 10)))
+    (shard,) = (tmp_path / "index").glob("shard-*")
+    DAMAGES[name](shard)
+    async with opened(tmp_path) as (memories, _):
+        await memories.remember(ann, stones(100))
+        assert await all_found(memories, ann, 101) == []
+        assert await contents(memories, scope_of(ben), "river") == []
+    async with opened(tmp_path) as (memories, _):
+        assert await all_found(memories, ann, 101) == []
+    assert openings(caplog)[-1] == (101, True, 0)
+
+
+@pytest.mark.anyio
+async def test_an_index_of_another_database_is_not_believed(tmp_path: Path) -> None:
+    ann = session()
+    for place in ("one", "two"):
+        async with opened(tmp_path / place) as (memories, _):
+            await memories.remember(ann, stones(*range(10)) if place == "one" else stones(*range(10, 20)))
+    shutil.rmtree(tmp_path / "two" / "index")
+    shutil.copytree(tmp_path / "one" / "index", tmp_path / "two" / "index")
+    async with opened(tmp_path / "two") as (memories, _):
+        assert [m for m in range(10, 20) if not await contents(memories, scope_of(ann), f"stone{m}x")] == []
+
+
+@pytest.mark.anyio
+async def test_a_long_rebuild_does_not_keep_callers_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    async with opened(tmp_path) as (memories, _):
+        await memories.remember(ann, stones(*range(6_000)))
+    shutil.rmtree(tmp_path / "index")
+    caught_up = anyio.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "memory index caught up":
+                caught_up.set()
+
+    listener = Listener()
+    logging.getLogger("aiosd").addHandler(listener)
+    try:
+        async with opened(tmp_path) as (memories, _):
+            await memories.recall(scope_of(ann), "stone5999x")  # whatever there is of it yet
+            assert openings(caplog)[-1] == (0, True, 6_000)
+            (memory_id,) = await memories.remember(ann, stones(6_000))
+            assert not caught_up.is_set()
+            with anyio.fail_after(LONG_S):
+                await caught_up.wait()
+            (found,) = await memories.recall(scope_of(ann), "stone6000x", n=1)
+            assert found.memory_id == memory_id
+            assert await contents(memories, scope_of(ann), "stone5999x") == ["stone5999x by the river"]
+    finally:
+        logging.getLogger("aiosd").removeHandler(listener)
+
+
+@pytest.mark.anyio
+async def test_a_new_worker_waits_for_an_older_one_to_leave_the_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with opened(tmp_path) as (memories, _), anyio.create_task_group() as tasks:
+            tasks.start_soon(memories.remember, ann, stones(0))
+            with anyio.move_on_after(0.5) as patience:
+                await memories.recall(scope_of(ann), "stone0x")
+            assert patience.cancelled_caught
+            assert openings(caplog) == []
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert await contents(memories, scope_of(ann), "stone0x") == ["stone0x by the river"]
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_indexed_now_is_remembered_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    (tmp_path / "index").write_text("in the way")
+    async with opened(tmp_path) as (memories, database):
+        ids = await memories.remember(ann, stones(0, 1))
+        assert set(await database.read(lambda c: table.fetch(c, ids, scope_of(ann)))) == set(ids)
+        with pytest.raises(ChildDied, match="memory worker does not start: .*FileExistsError"):
+            await memories.recall(scope_of(ann), "river")
+        assert await memories.forget(memory_id=ids[0]) == 1
+    (tmp_path / "index").unlink()
+    async with opened(tmp_path) as (memories, _):
+        assert await contents(memories, scope_of(ann), "river") == ["stone1x by the river"]
+
+
+# --- whoever asks, whatever dies -----------------------------------------------------------------------
+
+WORDS = ("tea", "rome", "key", "чай")
+
+Step = tuple[str, int, int]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["remember", "remember", "recall", "forget", "kill", "together"]),
+        st.integers(0, 5),
+        st.integers(0, 3),
+    ),
+    min_size=3,
+    max_size=20,
+)
+
+
+class House:
+    """Two users with three sessions each, and what each of the sessions must be able to see."""
+
+    def __init__(self, memories: Memories, kill_worker: Callable[[], None]) -> None:
+        self.memories = memories
+        self.kill_worker = kill_worker
+        self.kept: dict[str, tuple[Session, str]] = {}
+        house = uuid4().hex
+        self.sessions = [
+            session(f"{user}-{house}", permissions)
+            for user in ("ann", "ben")
+            for permissions in (("memory",), ("*", "!memory"), ())
+        ]
+
+    def seen_by(self, one: Session, word: str) -> set[str]:
+        return {
+            id
+            for id, (owner, text) in self.kept.items()
+            if text == word
+            and owner.user_id == one.user_id
+            and ("memory" in one.permissions or owner.session_id == one.session_id)
+        }
+
+    async def live(self, steps: list[Step]) -> None:
+        for step, who, what in steps:
+            one, word = self.sessions[who], WORDS[what]
+            match step:
+                case "remember":
+                    await self.remember(one, word)
+                case "recall":
+                    assert await self.recalled(one, word) == self.seen_by(one, word)
+                case "forget" if mine := self.seen_by(one, word):
+                    assert await self.memories.forget(memory_id=min(mine)) == 1
+                    del self.kept[min(mine)]
+                case "kill":
+                    self.kill_worker()
+                case "together":
+                    async with anyio.create_task_group() as tasks:
+                        for other in self.sessions:
+                            tasks.start_soon(self.remember, other, word)
+                            tasks.start_soon(self.recalled, other, word)
+                        self.kill_worker()
+        for one in self.sessions:
+            for word in WORDS:
+                assert await self.recalled(one, word) == self.seen_by(one, word)
+
+    async def remember(self, one: Session, word: str) -> None:
+        (memory_id,) = await self.memories.remember(one, [NewMemory(content=word)])
+        self.kept[memory_id] = (one, word)
+
+    async def recalled(self, one: Session, word: str) -> set[str]:
+        found = await self.memories.recall(scope_of(one), word, n=100)
+        assert {memory.user_id for memory in found} <= {one.user_id}
+        if "memory" not in one.permissions:
+            assert {memory.session_id for memory in found} <= {one.session_id}
+        return {memory.memory_id for memory in found}
+
+
+class Pids(logging.Handler):
+    """The worker that was started last."""
+
+    last = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() == "child started":
+            self.last = record.__dict__["pid"]
+
+    def kill(self) -> None:
+        if self.last:
+            kill(self.last)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list[Step]], None]]:
+    pids = Pids()
+    logger = logging.getLogger("aiosd.child")
+    level = logger.level
+    logger.addHandler(pids)
+    logger.setLevel(logging.INFO)
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(opened(tmp_path_factory.mktemp("house"))) as (memories, _),
+    ):
+        yield lambda steps: portal.call(House(memories, pids.kill).live, steps)
+    logger.removeHandler(pids)
+    logger.setLevel(level)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_every_session_recalls_all_it_may_see_and_nothing_else_whatever_dies(
+    house: Callable[[list[Step]], None], steps: list[Step]
+) -> None:
+    house(steps)
