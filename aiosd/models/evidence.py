@@ -241,7 +241,7 @@ def _together(keys: Sequence[frozenset[str]], left: dict[str, float], right: dic
 
 def _options(term: Term, vocabulary: frozenset[str]) -> dict[str, float]:
     """The stems in the passages that stand for a word of the question, with how well."""
-    found = {stem: ALIKE for stem in words.ALIKE.get(term.stem, ()) if stem in vocabulary}
+    found = {stem: ALIKE for stem in words.alike(term.stem) if stem in vocabulary}
     if len(term.stem) >= 4 and term.stem.isalpha():
         for word in vocabulary:
             if len(word) >= 4 and 0 < abs(len(word) - len(term.stem)) <= 4:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 
 import anyio.to_thread
@@ -55,7 +54,9 @@ class Extractive:
             return
         call = literal.plan(task, request.tools) if request.messages[-1].role == "user" else None
         if call is not None:
-            yield ToolCallDelta(ToolUse(call_id=uuid.uuid4().hex, name=call.name, arguments=call.arguments))
+            yield ToolCallDelta(
+                ToolUse(call_id=f"call_{len(request.messages)}", name=call.name, arguments=call.arguments)
+            )
             yield Done(stop_reason="end_turn", usage=Tokens(), generated=False)
             return
         size = sum(len(passage.text) for passage in request.passages)

@@ -52,23 +52,6 @@ _ASKS_SUM = frozenset(
     )
 )
 _COMPUTES = frozenset(words.listed("calculate compute evaluate solve work"))
-_ASKS_TIME = re.compile(
-    r"(?:what(?:'s| is)?|tell me|show me|give me|show|get)\s+(?:the\s+|today's\s+)?(?:current\s+|local\s+)?"
-    r"(?:time|date|day|date and time|time and date)(?:\s+(?:is it|it is))?"
-    r"(?:\s+(?:right now|now|today|currently))*(?:\s+in\s+(?P<zone>[A-Z]\w+(?:/[A-Z]\w+)+|UTC|GMT))?",
-    re.IGNORECASE,
-)
-_KEEP = re.compile(
-    r"(?:remember|note|memorize|memorise|keep in mind)(?:\s+(?:this|that|the following))?\s*(?::|\bthat\b)\s*"
-    r"(?P<content>\S[\s\S]*)",
-    re.IGNORECASE,
-)
-_RECALL = re.compile(
-    r"(?:recall\s+(?:everything\s+|what\s+you\s+(?:know|remember)\s+|all\s+)?(?:about\s+)?|"
-    r"search\s+(?:(?:your|my|the)\s+)?(?:memory|memories)\s+for\s+|"
-    r"what\s+do\s+you\s+remember\s+(?:about|of)\s+)(?P<query>\S[^\n]*)",
-    re.IGNORECASE,
-)
 _AFTER_FOR = re.compile(
     r"\bfor\s+(?:the\s+(?:text|word|string|phrase|term|pattern)\s+)?"
     r"(?P<text>(?!the\b|a\b|an\b|all\b|any\b)\S+(?:\s+\S+){0,2})$",
@@ -164,21 +147,38 @@ def _is_sum(text: str) -> bool:
 
 
 def _clock(text: str) -> dict[str, Any] | None:
-    found = _ASKS_TIME.fullmatch(_CLOSING.sub("", text))
+    found = re.fullmatch(
+        r"(?:what(?:'s| is)?|tell me|show me|give me|show|get)\s+(?:the\s+|today's\s+)?(?:current\s+|local\s+)?"
+        r"(?:time|date|day|date and time|time and date)(?:\s+(?:is it|it is))?"
+        r"(?:\s+(?:right now|now|today|currently))*(?:\s+in\s+(?P<zone>[A-Z]\w+(?:/[A-Z]\w+)+|UTC|GMT))?",
+        _CLOSING.sub("", text),
+        re.IGNORECASE,
+    )
     if found is None:
         return None
     return {"timezone": found["zone"]} if found["zone"] else {}
 
 
 def _remember(text: str) -> dict[str, Any] | None:
-    found = _KEEP.fullmatch(text.strip())
+    found = re.fullmatch(
+        r"(?:remember|note|memorize|memorise|keep in mind)(?:\s+(?:this|that|the following))?\s*(?::|\bthat\b)\s*"
+        r"(?P<content>\S[\s\S]*)",
+        text.strip(),
+        re.IGNORECASE,
+    )
     if found is None or "?" in found["content"][-3:]:
         return None
     return {"content": found["content"].strip()}
 
 
 def _recall(text: str) -> dict[str, Any] | None:
-    found = _RECALL.fullmatch(_CLOSING.sub("", text))
+    found = re.fullmatch(
+        r"(?:recall\s+(?:everything\s+|what\s+you\s+(?:know|remember)\s+|all\s+)?(?:about\s+)?|"
+        r"search\s+(?:(?:your|my|the)\s+)?(?:memory|memories)\s+for\s+|"
+        r"what\s+do\s+you\s+remember\s+(?:about|of)\s+)(?P<query>\S[^\n]*)",
+        _CLOSING.sub("", text),
+        re.IGNORECASE,
+    )
     return {"query": _unquoted(found["query"])} if found else None
 
 
@@ -266,12 +266,9 @@ def _argument(name: str, schema: object, rest: _Rest, *, needed: bool) -> Any:
     if kind.get("type") in ("integer", "number"):
         found = re.search(after_name + rf"({_NUMBER.pattern})", rest.text, re.IGNORECASE)
         numbers = list(_NUMBER.finditer(rest.text))
-        if found is not None:
-            digits = rest.take(found)
-        elif needed and len(numbers) == 1:
-            digits = rest.take(numbers[0])
-        else:
+        if found is None and (not needed or len(numbers) != 1):
             return None
+        digits = rest.take(found or numbers[0])
         if kind["type"] == "integer":
             return int(digits) if "." not in digits else None
         return float(digits)

@@ -70,7 +70,7 @@ def _narrow(passages: Sequence[Source], terms: Sequence[Term]) -> list[_Chunk]:
         for number, passage in enumerate(passages)
         for start, end in _cuts(passage.text)
     ]
-    needles = [{term.stem, *words.ALIKE.get(term.stem, ())} for term in terms]
+    needles = [{term.stem, *words.alike(term.stem)} for term in terms]
     there = []
     for chunk in chunks:
         lowered = chunk.text.lower()

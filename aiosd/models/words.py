@@ -137,6 +137,7 @@ def stem(word: str) -> str:
     return word[:-1] + "i" if word.endswith("y") and len(word) > 3 else word
 
 
+@functools.cache
 def _alike() -> dict[str, frozenset[str]]:
     near: dict[str, set[str]] = {}
     for group in _ALIKE.split(";"):
@@ -146,8 +147,11 @@ def _alike() -> dict[str, frozenset[str]]:
     return {one: frozenset(others) for one, others in near.items()}
 
 
-ALIKE = _alike()
-"""Stem -> stems that technical English puts in its place."""
+def alike(stem: str) -> frozenset[str]:
+    """Stems that technical English puts in the place of another."""
+    return _alike().get(stem, frozenset())
+
+
 STOP_STEMS = frozenset(stem(word) for word in STOP)
 VAGUE_STEMS = frozenset(stem(word) for word in VAGUE)
 CODE_STEMS = frozenset(stem(word) for word in listed("run execute start launch invoke command example code"))
