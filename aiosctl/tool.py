@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from aiosctl import render, resolve, session
-from aiosctl.client import typed
+from aiosctl.client import Client, typed
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
-from aiosd.errors import InvalidParams, ToolFailed
+from aiosd.errors import AiosError, InvalidParams, ToolFailed
 from aiosd.protocol import SessionClose, SessionCreate, ToolCall, ToolGet, ToolList, Tools
 from aiosd.records import ToolResult
 
 app = noun("Tools: what models may call.")
+
+CLOSE_S = 5.0
+"""Seconds for the session of one call to be closed, after which it is left open."""
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A tool's name.")]
 
@@ -99,19 +103,13 @@ def tool_call(
             if args is not None
             else by_name(pairs or [], client.call(ToolGet(name=name)).input_schema)
         )
-        own = session_id is None
         if session_id is None:
-            new = SessionCreate(title=f"tool call {name}", workspace=session.here())
-            session_id = client.call(new).session_id
+            with _session_for(client, name) as own:
+                raw = client.ask(ToolCall(session_id=own, name=name, arguments=arguments), timeout_s=None)
         else:
-            session_id = resolve.session(client, session_id, state="open")
-        call = ToolCall(session_id=session_id, name=name, arguments=arguments)
-        try:
-            raw = client.ask(call, timeout_s=None)
-        finally:
-            if own:
-                client.call(SessionClose(session_id=session_id))
-    result: ToolResult = typed(raw, ToolResult, call.method)
+            given = resolve.session(client, session_id, state="open")
+            raw = client.ask(ToolCall(session_id=given, name=name, arguments=arguments), timeout_s=None)
+    result: ToolResult = typed(raw, ToolResult, ToolCall.method)
     text = "\n".join(block.text for block in result.content)
     if json:
         render.document(raw)
@@ -121,6 +119,20 @@ def tool_call(
         if json:
             raise typer.Exit(ToolFailed.exit_status)
         raise ToolFailed(f"{name}: {text}", hint=f"aiosctl tool show {name}")
+
+
+@contextmanager
+def _session_for(client: Client, name: str) -> Iterator[str]:
+    """A session for one call, closed after it; that also ends a tool which Ctrl-C left running."""
+    new = SessionCreate(title=f"tool call {name}", workspace=session.here())
+    session_id = client.call(new).session_id
+    try:
+        yield session_id
+    finally:
+        # Over another connection: after Ctrl-C this one still owes the tool's answer. What came of the call is the
+        # news; a daemon that has gone meanwhile is not.
+        with suppress(AiosError, OSError), Client(client.path, trace=client.trace) as second:
+            second.call(SessionClose(session_id=session_id), timeout_s=CLOSE_S)
 
 
 def whole(args: str) -> dict[str, Any]:

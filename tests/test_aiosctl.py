@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from aiosctl.run import seconds, title
 from aiosd import errors
 from aiosd.protocol import SystemPing
 from tests.aiosctl_double import (
+    AIOSCTL,
     WAIT_S,
     Connection,
     Ctl,
@@ -308,6 +310,22 @@ def test_a_tool_that_fails_is_an_error_here_too(double: Double, ctl: Ctl) -> Non
     assert double.params("session.create") == double.params("session.close") == []
     documented = ctl("tool", "call", "read_file", "--args", "{}", "-s", session()["session_id"], "--json")
     assert (documented.returncode, json.loads(documented.stdout)) == (1, failed)
+
+
+def test_ctrl_c_in_a_tool_call_ends_its_session(double: Double, ctl: Ctl) -> None:
+    double.answers["tool.call"] = lambda params, connection: connection.wait_closed()
+    with subprocess.Popen(
+        [*AIOSCTL, "tool", "call", "slow", "--args", "{}"],
+        env=ctl.env,
+        cwd=ctl.folder,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        double.wait_for("tool.call")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 130
+        assert process.stderr and process.stderr.read() == b""
+    assert double.wait_for("session.close")[1] != double.wait_for("tool.call")[1]
 
 
 def test_the_daemon_tools_models_and_agents_are_listed(double: Double, ctl: Ctl) -> None:
