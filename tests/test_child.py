@@ -31,6 +31,7 @@ def noisy():
     print("Content-Length: 12"); print('{"jsonrpc": "2.0", "id": 1, "result": "forged"}', flush=True)
     os.write(1, b"straight to the descriptor"); os.system("echo from a shell")
     return "quiet"
+def hang(): print("hanging", flush=True); time.sleep(1000)
 def grandchild():
     p = subprocess.Popen(["sleep", "1000"])
     return p.pid
@@ -38,7 +39,7 @@ def die(status): print("the last words", file=sys.stderr, flush=True); os._exit(
 
 stdio.serve({
     "echo": lambda text: text, "add": lambda a, b: a + b, "pid": os.getpid, "missing": missing, "bug": bug,
-    "noisy": noisy, "ask_stdin": lambda: sys.stdin.read(), "die": die, "hang": lambda: time.sleep(1000),
+    "noisy": noisy, "ask_stdin": lambda: sys.stdin.read(), "die": die, "hang": hang,
     "big": lambda n: "x" * n, "unspeakable": lambda: object(), "grandchild": grandchild,
     "environment": lambda: dict(os.environ), "group": lambda: [os.getpid(), os.getpgid(0), os.getsid(0)],
 })
@@ -362,14 +363,23 @@ async def test_the_environment_is_the_one_given() -> None:
 @pytest.mark.parametrize("doing", ["nothing", "hang"])
 async def test_a_child_ends_with_the_daemon_even_when_that_is_killed(doing: str) -> None:
     daemon = f"""
-import sys, anyio
+import logging, sys, anyio
 from aiosd.child import open_child
 
+class Hanging(logging.Handler):
+    def emit(self, record):
+        if getattr(record, "line", "") == "hanging": print(pid, flush=True)
+
+logging.getLogger("aiosd.child").addHandler(Hanging())
+logging.getLogger("aiosd.child").setLevel(logging.INFO)
+
 async def main():
+    global pid
     async with open_child([sys.executable, "-c", {PROGRAM!r}], name="demo", env={{}}) as child:
-        print(await child.call("pid", timeout_s=30), flush=True)
+        pid = await child.call("pid", timeout_s=30)
         if {doing!r} == "hang":
             await child.call("hang", timeout_s=1000)
+        print(pid, flush=True)
         await anyio.sleep_forever()
 
 anyio.run(main)
