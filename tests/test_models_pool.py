@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import anyio
 import pytest
 
 from aiosd.errors import BudgetExhausted, NoModelFits, NotFound
-from aiosd.models.backend import Done, ModelRequest, TextDelta, ThinkingDelta
+from aiosd.models.backend import TextDelta, ThinkingDelta
 from aiosd.records import Tokens
 from tests.doubles.http_double import Fault, HttpDouble, Script
 from tests.doubles.ollama_double import OllamaDouble
 from tests.doubles.openai_double import OpenAIDouble
 from tests.doubles.pools import (
     NOWHERE,
-    SCHEMA,
     Clock,
     Ears,
+    Scripted,
     far,
     near,
     near_and_far,
@@ -198,44 +197,6 @@ async def test_the_last_one_may_take_its_time_and_so_may_what_has_begun() -> Non
     assert (reply.backend, reply.text) == ("slow", "one two")
 
 
-class Scripted:
-    """A backend in this process."""
-
-    def __init__(self, *words: str, slots: int = 1) -> None:
-        self.name = "scripted"
-        self.kind = "scripted"
-        self.model = "scripted"
-        self.url: str | None = None
-        self.local = True
-        self.slots = slots
-        self.price_in = 0.0
-        self.price_out = 0.0
-        self.words = words
-        self.closed = 0
-        self.at_work = 0
-        self.most = 0
-
-    async def speak(self) -> AsyncIterator[str]:
-        for word in self.words:
-            yield word
-
-    async def stream(self, request: ModelRequest) -> AsyncIterator[Any]:
-        self.at_work += 1
-        self.most = max(self.most, self.at_work)
-        try:
-            async for word in self.speak():
-                yield TextDelta(word)
-            yield Done(stop_reason="end_turn", usage=Tokens())
-        finally:
-            self.at_work -= 1
-
-    async def probe(self) -> str | None:
-        return None
-
-    async def aclose(self) -> None:
-        self.closed += 1
-
-
 @pytest.mark.parametrize("slots", [1, 2])
 async def test_a_backend_works_on_as_many_requests_as_it_has_slots(slots: int) -> None:
     gate = anyio.Event()
@@ -334,11 +295,14 @@ async def test_what_was_spent_already_is_reserved_with_what_follows() -> None:
     async def reserve(usd: float) -> None:
         reserved.append(usd)
 
-    async with OpenAIDouble() as remote, pool_of({"there": paid(remote)}) as pool:
-        remote.scripts = [Script(text=("no JSON",)), Script(text=('{"n": 1}',))]
-        reply = await pool.reply(user(schema=SCHEMA), reserve=reserve)
+    async with (
+        OpenAIDouble(Script(fault="cut")) as broken,
+        OpenAIDouble() as whole,
+        pool_of({"a": paid(broken), "b": paid(whole)}) as pool,
+    ):
+        await pool.reply(user(), reserve=reserve)
     first, second = reserved
-    assert second > first + reply.cost_usd / 2
+    assert second == pytest.approx(2 * first)
 
 
 async def test_nothing_is_reserved_for_what_is_free() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +18,7 @@ from tests.doubles.pools import (
     SCHEMA,
     TOOL,
     Ears,
+    Scripted,
     far,
     near,
     near_and_far,
@@ -60,7 +63,7 @@ async def test_a_remote_backend_is_sent_what_may_leave_and_a_local_one_everythin
         assert (await pool.reply(request)).decision.reason == "the first local one of tier balanced"
         local.script = Script(status=500)
         reply = await pool.reply(request)
-    assert reply.decision.reason == "no local backend answered; 2 private texts withheld"
+    assert reply.decision.reason == "no local backend answered; private texts withheld: 2"
     assert [body["messages"][0]["content"] for body in local.chats()] == ["all of it", "all of it"]
     assert [body["messages"][0]["content"] for body in remote.chats()] == ["what may leave"]
 
@@ -70,13 +73,42 @@ async def test_a_model_found_to_run_elsewhere_is_sent_what_may_leave() -> None:
     async with OllamaDouble() as double, pool_of({"a": near(double.url)}) as pool:
         await pool.reply(request)
         double.models["small"] = Held(remote_host="https://ollama.com")
+        reply = await pool.reply(request)
+        assert "private texts withheld: 1" in reply.decision.reason
         double.scripts = [Script(text=("no JSON",)), Script(text=('{"n": 1}',))]
-        reply = await pool.reply(msgspec.structs.replace(request, schema=SCHEMA))
-    assert "1 private texts withheld" in reply.decision.reason
-    assert [body["messages"][0]["content"] for body in double.chats()] == [
-        "all of it",
-        *["what may leave"] * 2,
-    ]
+        await pool.reply(msgspec.structs.replace(request, schema=SCHEMA))
+    sent = [body["messages"][0]["content"] for body in double.chats()]
+    assert sent == ["all of it", *["what may leave"] * 3]
+
+
+class Moving(Scripted):
+    """It is found to be remote while it answers."""
+
+    async def speak(self) -> AsyncIterator[str]:
+        self.local = False
+        yield "SECRET, and no JSON"
+
+
+@pytest.mark.parametrize("public", [None, (Message(role="user", content="open"),)])
+async def test_what_a_model_made_of_private_text_is_not_sent_back_to_one_that_moved(
+    public: tuple[Message, ...] | None,
+) -> None:
+    moving = Moving()
+    request = user(public=public, privacy="local" if public is None else "any", schema=SCHEMA)
+    async with pool_of({}, {"moving": moving}) as pool:
+        with pytest.raises(NoModelFits, match="it turned out to be remote"):
+            await pool.reply(request)
+    assert len(moving.asked) == 1
+
+
+async def test_an_added_remote_backend_is_sent_what_may_leave() -> None:
+    remote = Scripted("hello")
+    remote.local = False
+    open_ = (Message(role="user", content="open"),)
+    async with pool_of({}, {"remote": remote}) as pool:
+        await pool.reply(user("SECRET", public=open_))
+    assert [request.messages for request in remote.asked] == [open_]
+    assert remote.asked[0].public is None
 
 
 scripts = st.builds(

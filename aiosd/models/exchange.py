@@ -60,6 +60,8 @@ class Got(msgspec.Struct, frozen=True, kw_only=True):
     calls: tuple[ToolUse, ...]
     done: Done
     usage: Tokens
+    local: bool
+    """It was sent as a local backend is: what it gave may hold what must not leave."""
 
 
 async def ask(
@@ -78,7 +80,7 @@ async def ask(
         if repairing:
             why = f"did not answer in the schema, asked twice: {wrong}"
             raise _useless(member, asked, got.text, why) from None
-        again = msgspec.structs.replace(asked, request=_repair(member, asked.request, got.text, wrong))
+        again = msgspec.structs.replace(asked, request=_repair(asked.request, got, wrong))
         second = await ask(member, again, last=last, clock=clock, repairing=True)
         return msgspec.structs.replace(
             second, thinking=got.thinking + second.thinking, usage=_sum(got.usage, second.usage)
@@ -91,7 +93,8 @@ async def ask(
 async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[], float]) -> Got:
     """One dispatch. Raises BackendFailed where another backend may follow, NoModelFits where none may."""
     backend = member.backend
-    request = router.outgoing(asked.request, local=backend.local)
+    local = backend.local
+    request = router.outgoing(asked.request, local=local)
     most_usd = 0.0
     if member.paid:
         most_usd = member.cost_usd(_most(request))
@@ -134,6 +137,7 @@ async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[
         calls=collector.calls,
         done=collector.done,
         usage=usage,
+        local=local,
     )
 
 
@@ -221,13 +225,13 @@ def _sum(a: Tokens, b: Tokens) -> Tokens:
     )
 
 
-def _repair(member: Member, request: ModelRequest, text: str, wrong: Misfit) -> ModelRequest:
+def _repair(request: ModelRequest, got: Got, wrong: Misfit) -> ModelRequest:
     """The request once more, with what came and what is wrong with it."""
     why = f"That does not fit the schema: {wrong}. Answer again with the JSON alone, nothing around it."
-    more = (Message(role="assistant", content=text), Message(role="user", content=why))
+    more = (Message(role="assistant", content=got.text), Message(role="user", content=why))
     if request.public is None:
         return msgspec.structs.replace(request, messages=(*request.messages, *more))
-    if member.backend.local:  # what came was made of what must not leave
+    if got.local:
         return msgspec.structs.replace(
             request, messages=(*request.messages, *more), public=None, privacy="local"
         )

@@ -49,7 +49,7 @@ class Member:
 
     def failed(self, exc: BackendFailed, now: float) -> None:
         """It is left alone for as long as the failure says; a later plan asks it again when that is over."""
-        if exc.retry_after_s is not None and exc.fault == "backend":
+        if exc.retry_after_s is not None:
             self._down, self._down_until = str(exc), now + exc.retry_after_s
 
     @property

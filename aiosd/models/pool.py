@@ -149,7 +149,7 @@ class Pool:
         after = [a.name for a in plan.attempts if a.name not in failed and a != attempt]
         reason = attempt.reason
         if request.withheld and not members[attempt.name].backend.local:
-            reason += f"; {request.withheld} private texts withheld"
+            reason += f"; private texts withheld: {request.withheld}"
         return Decision(
             tier=request.tier,
             chosen=attempt.name,

@@ -10,8 +10,18 @@ import anyio
 
 from aiosd import config
 from aiosd.config import Config
-from aiosd.models.backend import Backend, Message, ModelRequest, Reply, TextDelta, ThinkingDelta, ToolSpec
+from aiosd.models.backend import (
+    Backend,
+    Done,
+    Message,
+    ModelRequest,
+    Reply,
+    TextDelta,
+    ThinkingDelta,
+    ToolSpec,
+)
 from aiosd.models.pool import Pool, open_pool
+from aiosd.records import Tokens
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
 from tests.doubles.openai_double import OpenAIDouble
@@ -94,3 +104,43 @@ async def near_and_far(
 
 def why(reply: Reply) -> dict[str, str | None]:
     return {c.backend: c.rejected for c in reply.decision.candidates}
+
+
+class Scripted:
+    """A backend in this process."""
+
+    def __init__(self, *words: str, slots: int = 1) -> None:
+        self.name = "scripted"
+        self.kind = "scripted"
+        self.model = "scripted"
+        self.url: str | None = None
+        self.local = True
+        self.slots = slots
+        self.price_in = 0.0
+        self.price_out = 0.0
+        self.words = words
+        self.asked: list[ModelRequest] = []
+        self.closed = 0
+        self.at_work = 0
+        self.most = 0
+
+    async def speak(self) -> AsyncIterator[str]:
+        for word in self.words:
+            yield word
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[Any]:
+        self.asked.append(request)
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        try:
+            async for word in self.speak():
+                yield TextDelta(word)
+            yield Done(stop_reason="end_turn", usage=Tokens())
+        finally:
+            self.at_work -= 1
+
+    async def probe(self) -> str | None:
+        return None
+
+    async def aclose(self) -> None:
+        self.closed += 1
