@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import datetime
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from aiosctl import inputs, render, resolve
 from aiosctl.client import Client
 from aiosctl.verb import Verb, answer, connect, noun
 from aiosd.errors import InvalidParams
+from aiosd.paths import user_name
 from aiosd.protocol import (
     Forgotten,
     Memories,
@@ -37,11 +37,6 @@ OfSession = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
 Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only of this kind, as in note or task.")]
-
-
-def login() -> str:
-    """Whose memories these are by default, as the daemon names the owner of a session."""
-    return getpass.getuser()
 
 
 def moment(text: str) -> datetime:
@@ -172,7 +167,7 @@ def memory_show(
     aiosctl memory show @last
     """
     with connect(ctx) as client:
-        answer(ctx, client, MemoryGet(memory_id=resolve.memory(client, id, login())), render.record)
+        answer(ctx, client, MemoryGet(memory_id=resolve.memory(client, id, user_name())), render.record)
 
 
 @app.command("forget", cls=Verb)
@@ -201,7 +196,7 @@ def memory_forget(
         render.out(f"{'would forget' if dry_run else 'forgot'} {done.forgotten} {noun}")
 
     with connect(ctx) as client:
-        memory_id = None if id is None else resolve.memory(client, id, login())
+        memory_id = None if id is None else resolve.memory(client, id, user_name())
         user_id, session_id = _whose(client, session_id)
         params = MemoryForget(
             memory_id=memory_id,
@@ -218,7 +213,7 @@ def memory_forget(
 def _whose(client: Client, session_id: str | None) -> tuple[str | None, str | None]:
     """The user or the session: one of them."""
     if session_id is None:
-        return login(), None
+        return user_name(), None
     return None, resolve.session(client, session_id)
 
 
@@ -228,7 +223,7 @@ def _mine(client: Client) -> str:
     while True:
         page = client.call(SessionList(state="open", cursor=cursor))
         for each in page.sessions:
-            if each.user_id == login():
+            if each.user_id == user_name():
                 return each.session_id
         if (cursor := page.next_cursor) is None:
             return client.call(SessionCreate(title=TITLE)).session_id

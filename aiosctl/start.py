@@ -43,6 +43,8 @@ def connect(*, option: str | None, may_start: bool, quiet: bool, trace: bool) ->
     path = socket_path(option)
     if client := _answering(path, trace):
         return client
+    if not option and (elsewhere := _socket_of_data()) and (client := _answering(elsewhere, trace)):
+        return client
     if option:
         raise NoDaemon(f"no daemon answers on {path}", hint=f"aiosd --socket {shlex.quote(str(path))}")
     if not may_start:
@@ -62,6 +64,17 @@ def connect(*, option: str | None, may_start: bool, quiet: bool, trace: bool) ->
     if client := _answering(path, trace):
         return client
     raise NoDaemon(f"aiosd was started but does not answer on {path}", hint=f"tail {paths().log}")
+
+
+def _socket_of_data() -> Path | None:
+    """Where the daemon that has our data listens: in cron and under sudo not where this environment says."""
+    if "AIOSD_SOCKET" in os.environ:
+        return None
+    try:
+        _, socket = paths().lock.read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    return Path(socket)
 
 
 def _answering(path: Path, trace: bool) -> Client | None:

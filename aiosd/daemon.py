@@ -53,7 +53,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     """Runs until SIGTERM, SIGINT or `system.shutdown`. Raises AlreadyRunning, and what the ledger raises."""
     started = time.monotonic()
     stop = anyio.Event()
-    with _lock(paths.lock), passed_socket(environ) or _bound(socket_path) as listening:
+    with _lock(paths.lock, socket_path), passed_socket(environ) or _bound(socket_path) as listening:
         async with (
             open_database(paths.database) as database,
             open_memory(database, paths.index) as memory,
@@ -125,7 +125,7 @@ def _workspace(paths: Paths, session: Session) -> Path:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, socket_path: Path) -> Iterator[None]:
     """Beside the data, so that one database has one daemon. The kernel lets go of it however the daemon ends."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(path, "a+") as file:
@@ -133,12 +133,12 @@ def _lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = " on ".join(file.read().split("\n", 1)).strip() or "unknown"
             raise AlreadyRunning(
                 f"another aiosd has {path.parent}: process {holder}", hint="aiosctl ping"
             ) from None
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{os.getpid()}\n{socket_path}\n")
         file.flush()
         yield
 

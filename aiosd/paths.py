@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,8 @@ class Paths(msgspec.Struct, frozen=True):
 
     @property
     def lock(self) -> Path:
-        """Beside the data, so that two daemons with one database never meet, whatever their sockets."""
+        """Beside the data, so that two daemons with one database never meet, whatever their sockets. Its two lines
+        are the process id and the socket of the daemon that holds it, or of the last that did."""
         return self.data / "lock"
 
     @property
@@ -68,6 +70,14 @@ def _run(environ: Mapping[str, str], state: Path) -> Path:
     """Without XDG_RUNTIME_DIR (cron, sudo) the socket stands in the state folder, which outlives a login."""
     runtime = environ.get("XDG_RUNTIME_DIR")
     return Path(runtime) / "aiosd" if runtime else state
+
+
+def user_name() -> str:
+    """The login name; a user that the system has no name for is called by number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def socket_path(option: str | None = None, environ: Mapping[str, str] = os.environ) -> Path:

@@ -259,3 +259,15 @@ def test_a_signal_while_tasks_run_leaves_no_task_without_a_state(daemon: Daemon)
     results = [daemon.call(p.TaskWait(task_id=t.task_id)) for t in tasks]
     assert [result.result for result in results] == [str(i + 1) for i in range(20)]
     assert isinstance(results[0], r.TaskResult)
+
+
+def test_cron_finds_the_daemon_of_the_login_by_its_data(tmp_path: Path) -> None:
+    xdg = {f"XDG_{n}_HOME": str(tmp_path / n.lower()) for n in ("CONFIG", "DATA", "STATE", "CACHE")}
+    login = Daemon(tmp_path / "home", environ={**xdg, "XDG_RUNTIME_DIR": str(tmp_path / "run")})
+    del login.environ["AIOSD_HOME"]
+    login.socket = tmp_path / "run" / "aiosd" / "aiosd.sock"
+    with login:
+        cron = Daemon(tmp_path / "home", environ=xdg)
+        del cron.environ["AIOSD_HOME"]
+        assert login.process is not None
+        assert json.loads(cron.ctl("ping", "--json").stdout)["pid"] == login.process.pid

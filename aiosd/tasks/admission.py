@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import datetime
 from pathlib import Path
 
 from aiosd.config import Config
 from aiosd.errors import InvalidParams
+from aiosd.paths import user_name
 from aiosd.protocol import SessionCreate
 from aiosd.records import Session
 from aiosd.tools.policy import check_permissions
@@ -41,7 +41,7 @@ def admit(
         raise InvalidParams("write: needs a workspace")
     session = Session(
         session_id=session_id,
-        user_id=params.user_id or getpass.getuser(),
+        user_id=params.user_id or user_name(),
         title=(params.title or "").strip()[:MAX_TITLE] or f"session {now:%Y-%m-%d %H:%M}",
         agent=params.agent,
         permissions=permissions,

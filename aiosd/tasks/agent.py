@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
-from aiosd.errors import AiosError, DeadlineExceeded, InvalidState
+from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits
 from aiosd.events import Broker
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.models.backend import Reply, TextDelta, ThinkingDelta
@@ -44,8 +44,11 @@ from aiosd.tasks import context, steps
 from aiosd.tasks.budget import Budget
 from aiosd.tools.registry import Registry
 
+LOOKED_AT = 20
+"""Memories that are looked at for a task."""
+
 RECALLED = 5
-"""Memories that a task is given."""
+"""Memories that it is given."""
 
 TOOL_S = 120.0
 """Seconds one tool call may take."""
@@ -169,6 +172,10 @@ class Agent:
         try:
             reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
             await self._record_reply(reply)
+        except NoModelFits as exc:
+            if cost := exc.data.get("cost_usd"):  # of replies that broke off
+                await self._record(self._new(UsageEvent, usage=Tokens(), cost_usd=cost))
+            raise
         finally:
             with anyio.CancelScope(shield=True):  # memory only, but for a lock that is never held for long
                 await hands.budget.release(self._task.task_id)

@@ -78,6 +78,12 @@ def request(
     )
 
 
+def chosen(found: Sequence[ScoredMemory], n: int) -> tuple[ScoredMemory, ...]:
+    """The `n` to give of those found, the best first. An earlier task resembles the next more than any fact does,
+    and says less: it comes after the facts."""
+    return tuple(sorted(found, key=lambda m: m.kind == "task")[:n])
+
+
 def recalled(journal: Sequence[Kept]) -> tuple[ScoredMemory, ...]:
     return next((e.memories for e in journal if isinstance(e, ProgressEvent) and e.stage == "recalled"), ())
 
