@@ -222,6 +222,16 @@ async def test_a_user_sees_no_other_user_and_a_session_without_the_permission_on
     assert seen == [of_ann, of_ann, {"secret three"}, {"secret four"}]
 
 
+async def test_what_others_said_does_not_crowd_out_what_the_asker_said(tmp_path: Path) -> None:
+    ann, other_ann, ben = session(permissions=()), session(), session("ben")
+    async with opened(tmp_path) as (memories, _):
+        for crowd in (other_ann, ben):
+            await memories.remember(crowd, [NewMemory(content="tea") for _ in range(120)])
+        await memories.remember(ann, [NewMemory(content="tea and many other things that make a text long")])
+        (found,) = await memories.recall(scope_of(ann), "tea", n=1)
+    assert found.session_id == ann.session_id
+
+
 @pytest.mark.parametrize(
     ("permissions", "whole_user"),
     [

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -116,13 +117,17 @@ def everything_cut(shard: Path) -> None:
 
 
 def everything_flipped(shard: Path) -> None:
-    chance = random.Random(1)
     for file in shard.rglob("*"):
-        if file.is_file() and (used := min(file.stat().st_size, 4_000)):
-            with file.open("r+b") as bytes_:
-                for _ in range(64):
-                    bytes_.seek(chance.randrange(used))
-                    bytes_.write(b"\xff")
+        if file.is_file():
+            flip(file)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    chance = random.Random(1)
+    for _ in range(64 if content else 0):
+        content[chance.randrange(min(len(content), 4_000))] ^= 0xFF
+    file.write_bytes(content)
 
 
 def cut(name: str) -> Damage:
@@ -139,6 +144,19 @@ def gone(name: str) -> Damage:
             file.unlink()
 
     return damage
+
+
+def flipped(name: str) -> Damage:
+    def damage(shard: Path) -> None:
+        (file,) = shard.rglob(name)
+        flip(file)
+
+    return damage
+
+
+def zero(shard: Path, name: str) -> None:
+    (file,) = shard.rglob(name)
+    file.write_bytes(bytes(file.stat().st_size))
 
 
 def scrambled(name: str) -> Damage:
@@ -158,8 +176,11 @@ DAMAGES: dict[str, Damage] = {
     "its config is gone": gone("edge_config.json"),
     "its segments are gone": lambda shard: shutil.rmtree(shard / "segments"),
     "its ids are cut": cut("mutable_id_tracker.mappings"),
+    "its ids are flipped, which aborts the process that loads them": flipped("mutable_id_tracker.mappings"),
     "its ids are scrambled": scrambled("mutable_id_tracker.mappings"),
     "its ids are gone": gone("mutable_id_tracker.mappings"),
+    "its vectors are zeroed": lambda shard: zero(shard, "vector_storage-bm25/store/page_0.dat"),
+    "its vectors are flipped": lambda shard: flip(next(shard.rglob("vector_storage-bm25/store/page_0.dat"))),
     "its version is gone": gone("version.info"),
     "its segment is scrambled": scrambled("segment.json"),
 }
@@ -197,6 +218,29 @@ async def test_an_index_of_another_database_is_not_believed(tmp_path: Path) -> N
         assert [m for m in range(10, 20) if not await contents(memories, scope_of(ann), f"stone{m}x")] == []
 
 
+class Heard(logging.Handler):
+    """Sets an event at the first record with this message, or with this line of a child."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.event = anyio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.what in (record.getMessage(), record.__dict__.get("line")):
+            self.event.set()
+
+
+@contextmanager
+def listening(what: str) -> Iterator[anyio.Event]:
+    heard = Heard(what)
+    logging.getLogger("aiosd").addHandler(heard)
+    try:
+        yield heard.event
+    finally:
+        logging.getLogger("aiosd").removeHandler(heard)
+
+
 @pytest.mark.anyio
 async def test_a_long_rebuild_does_not_keep_callers_waiting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -205,16 +249,7 @@ async def test_a_long_rebuild_does_not_keep_callers_waiting(
     async with opened(tmp_path) as (memories, _):
         await memories.remember(ann, stones(*range(6_000)))
     shutil.rmtree(tmp_path / "index")
-    caught_up = anyio.Event()
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() == "memory index caught up":
-                caught_up.set()
-
-    listener = Listener()
-    logging.getLogger("aiosd").addHandler(listener)
-    try:
+    with listening("memory index caught up") as caught_up:
         async with opened(tmp_path) as (memories, _):
             await memories.recall(scope_of(ann), "stone5999x")  # whatever there is of it yet
             assert openings(caplog)[-1] == (0, True, 6_000)
@@ -225,8 +260,6 @@ async def test_a_long_rebuild_does_not_keep_callers_waiting(
             (found,) = await memories.recall(scope_of(ann), "stone6000x", n=1)
             assert found.memory_id == memory_id
             assert await contents(memories, scope_of(ann), "stone5999x") == ["stone5999x by the river"]
-    finally:
-        logging.getLogger("aiosd").removeHandler(listener)
 
 
 @pytest.mark.anyio
@@ -234,18 +267,32 @@ async def test_a_new_worker_waits_for_an_older_one_to_leave_the_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ann = session()
-    folder = tmp_path / "index"
-    folder.mkdir()
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    (tmp_path / "index").mkdir()
+    with (
+        (tmp_path / "index" / "lock").open("w") as older,
+        listening("waiting for an older worker to end") as waits,
+    ):
+        fcntl.flock(older, fcntl.LOCK_EX)
         async with opened(tmp_path) as (memories, _), anyio.create_task_group() as tasks:
             tasks.start_soon(memories.remember, ann, stones(0))
-            with anyio.move_on_after(0.5) as patience:
-                await memories.recall(scope_of(ann), "stone0x")
-            assert patience.cancelled_caught
-            assert openings(caplog) == []
-            fcntl.flock(lock, fcntl.LOCK_UN)
+            with anyio.fail_after(LONG_S):
+                await waits.wait()
+            assert [file.name for file in (tmp_path / "index").iterdir()] == ["lock"]
+            fcntl.flock(older, fcntl.LOCK_UN)
             assert await contents(memories, scope_of(ann), "stone0x") == ["stone0x by the river"]
+
+
+@pytest.mark.anyio
+async def test_the_worker_outlives_a_signal_to_the_whole_service(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    async with opened(tmp_path) as (memories, _):
+        await memories.remember(ann, stones(0))
+        os.kill(worker(caplog), signal.SIGTERM)
+        await memories.remember(ann, stones(1))
+        assert await all_found(memories, ann, 2) == []
+    assert len(openings(caplog)) == 1
 
 
 @pytest.mark.anyio

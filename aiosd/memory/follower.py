@@ -43,6 +43,9 @@ CHANGE_S = 60.0
 QUERY_S = 20.0
 """Deadline of one query, with the start of a worker before it."""
 
+QUERY_TRIES = 3
+"""Workers that may die under a query: one by chance, or ATTEMPTS of the index on damaged files before it is made again."""
+
 WAIT_S = 30.0
 """How long `caught_up` waits for the index at most. What is in SQLite is safe without it."""
 
@@ -96,19 +99,18 @@ class Follower:
                 await done.wait()
 
     async def query(self, text: str, where: Where, n: int) -> list[tuple[str, float]]:
-        """Ids and scores, the best first. A worker that dies under it is asked again, once: it may be chance.
-
-        Raises ChildDied, DeadlineExceeded.
-        """
-        params = {"text": text, "where": where, "n": n}
-        try:
-            found = await self._ask("query", params)
-        except ChildDied as exc:
-            if exc.retry_after_s > 1:
-                raise
-            await anyio.sleep(exc.retry_after_s)
-            found = await self._ask("query", params)
-        return msgspec.convert(found, list[tuple[str, float]])
+        """Ids and scores, the best first. Raises ChildDied, DeadlineExceeded."""
+        tries = 0
+        while True:
+            try:
+                found = await self._ask("query", {"text": text, "where": where, "n": n})
+            except ChildDied as exc:
+                tries += 1
+                if tries == QUERY_TRIES or exc.retry_after_s > 1:
+                    raise
+                await anyio.sleep(exc.retry_after_s)
+            else:
+                return msgspec.convert(found, list[tuple[str, float]])
 
     async def _ask(self, method: str, params: object) -> Any:
         try:

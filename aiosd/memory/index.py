@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -64,11 +65,7 @@ class Index:
         """Adds points, or replaces those of the same id."""
         if not points:
             return
-        self._shard.update(
-            qe.UpdateOperation.upsert_points(
-                [qe.Point(p.memory_id, self._vectors(p.text), _payload(p)) for p in points]
-            )
-        )
+        self._shard.update(qe.UpdateOperation.upsert_points([self._point(point) for point in points]))
         self.last_seq = points[-1].seq
         self._changed(len(points))
 
@@ -113,9 +110,13 @@ class Index:
         self.flush()
         self._shard.close()
 
-    def _vectors(self, text: str) -> dict[str, Any]:
-        """A text by the name of each vector that finds it. A text without words has an empty one, and is not found."""
-        return {"bm25": self._bm25.embed_document(_spaced(text))}
+    def _point(self, point: Point) -> qe.Point:
+        words = self._bm25.embed_document(
+            _spaced(point.text)
+        )  # of a text without words: empty, and never found
+        payload = {field: getattr(point, field) for field in _field_indexes()}
+        # Vectors by name: one of meanings will stand beside this one of words.
+        return qe.Point(point.memory_id, {"bm25": words}, payload | {"checksum": _checksum(words)})
 
     def _changed(self, points: int) -> None:
         self._unflushed += points
@@ -151,7 +152,26 @@ class Index:
         self._shard = qe.EdgeShard.load(str(self._path))
         if set(self._shard.info().payload_schema) != set(_field_indexes()):
             raise ValueError("it was not finished")
+        self._check_last()
         self.last_seq = self.position().last_seq
+
+    def _check_last(self) -> None:
+        """Raises for a wrong vector among the last points, whose pages a power cut may have left half written.
+
+        Whole, it would take 2 s at 100,000 points, each time.
+        """
+        records, _ = self._shard.scroll(
+            qe.ScrollRequest(
+                limit=FLUSH_EVERY,
+                order_by=qe.OrderBy("seq", qe.Direction.Desc),
+                with_payload=["checksum"],
+                with_vector=True,
+            )
+        )
+        for record in records:
+            vectors: Any = record.vector
+            if record.payload != {"checksum": _checksum(vectors["bm25"])}:
+                raise ValueError("a vector is not what was put")
 
     def _create(self) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
@@ -200,8 +220,8 @@ def _field_indexes() -> dict[str, Any]:
     }
 
 
-def _payload(point: Point) -> dict[str, Any]:
-    return {field: getattr(point, field) for field in _field_indexes()}
+def _checksum(vector: qe.SparseVector) -> int:
+    return zlib.crc32(repr(sorted(zip(vector.indices, vector.values, strict=True))).encode())
 
 
 def _filter(where: Where) -> qe.Filter:
