@@ -277,6 +277,9 @@ async def test_a_new_worker_waits_for_an_older_one_to_leave_the_folder(
             tasks.start_soon(memories.remember, ann, stones(0))
             with anyio.fail_after(LONG_S):
                 await waits.wait()
+            with anyio.move_on_after(0.5) as patience:
+                await memories.recall(scope_of(ann), "stone0x")
+            assert patience.cancelled_caught
             assert [file.name for file in (tmp_path / "index").iterdir()] == ["lock"]
             fcntl.flock(older, fcntl.LOCK_UN)
             assert await contents(memories, scope_of(ann), "stone0x") == ["stone0x by the river"]

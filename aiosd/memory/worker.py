@@ -50,9 +50,8 @@ class Worker:
 def main() -> None:
     line = stdio.open_line()
     logging.basicConfig(format="%(message)s")
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # systemd tells the whole service; the daemon ends us, after its own work
+    # systemd tells every process of the service at once. The daemon ends us, after what it still has to do.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     folder = Path(sys.argv[1])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
