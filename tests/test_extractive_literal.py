@@ -27,10 +27,15 @@ def tool(name: str, description: str, required: tuple[str, ...] = (), **properti
 
 
 TOOLS = (
-    tool("calculator", "Work out an arithmetic expression.", ("expression",), expression=STRING),
+    tool("calculator", "Works out + - * / and sqrt, round, pi, e.", ("expression",), expression=STRING),
     tool("clock", "The time now.", timezone={"anyOf": [STRING, {"type": "null"}], "default": None}),
     tool("read_file", "Read a text file of the workspace.", ("path",), path=PATH),
-    tool("list_files", "List the files in a folder.", path={**PATH, "default": "."}),
+    tool(
+        "list_files",
+        "List the files in a folder.",
+        path={**PATH, "default": "."},
+        pattern={**STRING, "default": "*"},
+    ),
     tool(
         "search_files", "Search the files for a text.", ("text",), text=STRING, path={**PATH, "default": "."}
     ),
@@ -44,6 +49,8 @@ OTHERS = (
     ),
     tool("list_processes", "List processes.", sort={"type": "string", "enum": ["cpu", "memory"]}),
     tool("delete_all", "Delete everything."),
+    tool("get_weather", "The weather in a city.", ("city",), city=STRING),
+    tool("timer", "A timer.", ("minutes",), minutes={"type": "integer"}),
 )
 
 
@@ -54,13 +61,22 @@ OTHERS = (
         ("2+2", "calculator", {"expression": "2+2"}),
         ("Calculate 24/7.", "calculator", {"expression": "24/7"}),
         ("How much is -3.5 * 2 ** 10?", "calculator", {"expression": "-3.5 * 2 ** 10"}),
+        (
+            "use the calculator to work out round(sqrt(2) * 3, 2)",
+            "calculator",
+            {"expression": "round(sqrt(2) * 3, 2)"},
+        ),
         ("what time is it?", "clock", {}),
+        ("Give me the current UTC time", "clock", {"timezone": "UTC"}),
         ("What's the date today?", "clock", {}),
         ("What time is it now in Europe/Berlin?", "clock", {"timezone": "Europe/Berlin"}),
         ("list the files in src", "list_files", {"path": "src"}),
         ("show me the files in the src folder", "list_files", {"path": "src"}),
         ("List all files in the current directory", "list_files", {}),
         ("list the files", "list_files", {}),
+        ("what files are in src/?", "list_files", {"path": "src/"}),
+        ("list the *.py files in src", "list_files", {"pattern": "*.py", "path": "src"}),
+        ("list the contents of the src folder", "list_files", {"path": "src"}),
         ("read notes/todo.txt", "read_file", {"path": "notes/todo.txt"}),
         ("Please read the file notes/todo.txt.", "read_file", {"path": "notes/todo.txt"}),
         ("could you show me README.md?", "read_file", {"path": "README.md"}),
@@ -69,18 +85,30 @@ OTHERS = (
         ("search the files for 'TODO'", "search_files", {"text": "TODO"}),
         ('search files for "def main" in src', "search_files", {"text": "def main", "path": "src"}),
         ("grep the files for TODO", "search_files", {"text": "TODO"}),
+        ("search for TODO in src/", "search_files", {"text": "TODO", "path": "src/"}),
+        ("which files contain 'import os'?", "search_files", {"text": "import os"}),
+        ("what is in notes/todo.txt?", "read_file", {"path": "notes/todo.txt"}),
         ("remember that the deploy host is falcon-7", "remember", {"content": "the deploy host is falcon-7"}),
         ("Please remember: the key is under the mat", "remember", {"content": "the key is under the mat"}),
         ("Note that x = 5", "remember", {"content": "x = 5"}),
+        ("Don't forget that the gate code is 4711", "remember", {"content": "the gate code is 4711"}),
+        (
+            "Remember my train is at nine, platform 4 is far",
+            "remember",
+            {"content": "my train is at nine, platform 4 is far"},
+        ),
         ("recall the deploy host", "recall", {"query": "the deploy host"}),
         ("search my memories for backup policy", "recall", {"query": "backup policy"}),
+        ("What did I tell you about the gate?", "recall", {"query": "the gate"}),
+        ("what's the weather in New York?", "get_weather", {"city": "New York"}),
+        ("set a timer for 10 minutes", "timer", {"minutes": 10}),
         ("restart the service nginx", "restart_service", {"service": "nginx"}),
         ("set the volume to 40", "set_volume", {"level": 40}),
-        ("list processes sort by memory", None, {}),
+        ("list processes sort by memory", "list_processes", {"sort": "memory"}),
         ("list processes, sort memory", "list_processes", {"sort": "memory"}),
     ],
 )
-def test_a_plain_request_is_a_call(request_: str, name: str | None, arguments: dict[str, Any]) -> None:
+def test_a_plain_request_is_a_call(request_: str, name: str, arguments: dict[str, Any]) -> None:
     call = plan(request_, TOOLS + OTHERS)
     assert (call and call.name) == name
     assert (call.arguments if call else {}) == arguments
@@ -114,6 +142,24 @@ def test_a_plain_request_is_a_call(request_: str, name: str | None, arguments: d
         "do you remember that the host is falcon-7?",
         "Remember that question I asked?",
         "remember when we met",
+        "write down that list",
+        "note that",
+        "time",
+        "read the file system",
+        "what is the weather?",
+        "how does the timer work for 10 minutes?",
+        "make the weather better in Paris",
+        "show me what the timer does",
+        "what is pi?",
+        "what is sqrt?",
+        "what files are in use",
+        "which files are the largest in src?",
+        "what does config.toml say about the port?",
+        "what's in a name?",
+        "what time is it in europe/berlin?",
+        "search the web for 'cats'",
+        "search the files for changes in behaviour",
+        "find 'x' and delete it",
         "don't remember that I said so",
         "I remember that the host is falcon-7",
         "restart nginx and apache",

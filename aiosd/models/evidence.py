@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aiosd.models import words
+from aiosd.models import thesaurus, words
 from aiosd.models.passages import Piece
 from aiosd.models.question import SUBJECT, Question, Term, is_number, modals, negated
 
@@ -52,10 +52,8 @@ class Evidence(NamedTuple):
     """With the help of its context."""
     own: float
     """By the piece alone."""
-    matched: float
-    """Part of the words that carry the question that are met, each counting the same."""
     lacks_extreme: bool
-    """`default`, `maximum` and the like, which answers do not leave out."""
+    """`default`, `maximum` and the like, which answers do not leave out; or it has nothing else of the question."""
     lacks_form: bool
     """A number, a time, a name: what the answer must show."""
 
@@ -98,7 +96,7 @@ class View:
         before, after = self._near(at, -1), self._near(at, 1)
         backwards = REFERS if ANAPHOR.match(piece.text) else BEFORE
         above = NAMED if piece.unit.kind in ("code", "row") else CONTEXT
-        covered = own = met = carried = 0.0
+        covered = own = met = carried = extremes = 0.0
         lacks_extreme = False
         for term, options, weight in zip(question.terms, self.options, self.weights, strict=True):
             inside = self._inside(term, options, piece)
@@ -114,24 +112,23 @@ class View:
             own += weight * inside
             if term.prior >= SUBJECT:
                 carried += 1
-                met += value >= CONTEXT
+                met += value >= BEFORE
+                extremes += term.extreme and value >= BEFORE
             lacks_extreme = lacks_extreme or (term.extreme and value < BEFORE)
         covered /= self.total
         if question.about and not self.subject and piece.unit.first and not piece.unit.context:
             covered = 1.0  # what the text as a whole is about
         own /= self.total
-        lacks_form = (
-            question.wants is not None and not question.wants.search(piece.text)
-        ) or not self._counted(piece)
+        lacks_form = not self._counted(piece) or not (
+            question.wants is None or question.wants.search(piece.text)
+        )
+        lacks_extreme = lacks_extreme or (0 < extremes == met < carried)
         lacking = 0.75 ** (lacks_extreme + lacks_form)
         if not self.subject - self.refs[piece.passage]:
-            own *= (
-                0.3  # all that the question names is what the passage is about: saying it again tells nothing
-            )
+            own *= 0.3  # the question names only what the passage is about: saying it again tells nothing
         damp = 1 / (0.85 + 0.15 * len(piece.own) / self.mean)
         score = 0.6 * covered * lacking + 0.5 * own * damp + self._fit(at, own)
-        matched = met / carried if carried else 1.0
-        return Evidence(at, score, covered, own, matched, lacks_extreme, lacks_form)
+        return Evidence(at, score, covered, own, lacks_extreme, lacks_form)
 
     def _shows(self, term: Term, piece: Piece) -> bool:
         """Whether the piece is what a word asks for: a version for `version`, a line of code for `run`."""
@@ -241,7 +238,7 @@ def _together(keys: Sequence[frozenset[str]], left: dict[str, float], right: dic
 
 def _options(term: Term, vocabulary: frozenset[str]) -> dict[str, float]:
     """The stems in the passages that stand for a word of the question, with how well."""
-    found = {stem: ALIKE for stem in words.alike(term.stem) if stem in vocabulary}
+    found = {stem: ALIKE for stem in thesaurus.alike(term.stem) if stem in vocabulary}
     if len(term.stem) >= 4 and term.stem.isalpha():
         for word in vocabulary:
             if len(word) >= 4 and 0 < abs(len(word) - len(term.stem)) <= 4:

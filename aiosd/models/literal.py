@@ -7,13 +7,13 @@ is no call of read_file. A wrong call is worse than none, so every doubt decline
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiosd.models import words
 from aiosd.models.backend import ToolSpec
+from aiosd.models.sayings import CLOSING, QUOTED, SPECIAL, plainly
 
 LONGEST_REQUEST = 1_000
 """Characters. What asks for one act is short; a longer text is a task that mentions acts. What is to be
@@ -21,57 +21,68 @@ remembered may be as long as it likes."""
 
 _POLITE = re.compile(
     r"(?:(?:please|kindly|now|then|ok(?:ay)?|hey|hi|hello|could you|can you|would you|will you|i want you to|"
-    r"i'd like you to|let's|go ahead and|use the \w+ tool to)\b[,:\s]*)+",
+    r"i'd like you to|i would like you to|let's|go ahead and|use (?:the |your )?\w+(?: tool)? (?:to|and))"
+    r"\b[,:\s]*)+",
     re.IGNORECASE,
 )
-_CLOSING = re.compile(
-    r"(?:[\s,]*\b(?:please|for me|now|right now|thanks|thank you))*[\s?.!]*$", re.IGNORECASE
-)
-_QUOTED = re.compile(r"\"([^\"\n]+)\"|(?<!\w)'([^'\n]+)'(?!\w)|`([^`\n]+)`|“([^”\n]+)”|‘([^’\n]+)’")
-_PATH = re.compile(
-    r"(?<![\w/.~-])(?:~?/[\w./@+~-]*\w/?|\.{1,2}(?:/[\w.@+-]+)*/?|[\w@+-][\w.@+-]*(?:/[\w.@+-]+)+/?|[\w@+-]+/"
+_PATH = (
+    r"(?<![\w/.~-])(~?/[\w./@+~-]*\w/?|\.{1,2}(?:/[\w.@+-]+)*/?|[\w@+-][\w.@+-]*(?:/[\w.@+-]+)+/?|[\w@+-]+/"
     r"|[\w@+-]+(?:\.[\w-]+)*\.[A-Za-z]\w{0,7}|\.\w[\w.-]*)(?![\w/])"
+)
+_JOINT = r"\b(?:in|under|inside|within|from|of|through)\s+(?:the\s+)?(?:(?:folder|directory|dir|file)\s+)?"
+_NO_FOLDER = (
+    "the|this|that|my|our|a|an|all|any|it|use|order|question|conflict|progress|common|total|detail|short|"
+    "general|particular|english|reverse|parallel|place|memory|front|advance|case|fact|time|need"
 )
 _FOLDER = re.compile(
     r"\b(?:in|under|inside|within|from|of)\s+(?:"
     r"(?:the\s+)?(?:folder|directory|dir)\s+(?:named\s+|called\s+)?(?P<after>[\w.@+-]+)|"
     r"the\s+(?P<before>[\w.@+-]+)\s+(?:folder|directory|dir)|"
-    r"(?P<bare>(?!the\b|this\b|my\b|a\b|an\b|all\b)[\w@+-]+))\s*$",
+    rf"(?P<bare>(?!(?:{_NO_FOLDER})\b)[\w@+-]+))\s*$",
     re.IGNORECASE,
 )
 _HERE = re.compile(
     r"\b(?:in\s+)?(?:here|(?:the|this|my)\s+(?:current\s+|working\s+)?(?:folder|directory|dir|workspace))\b",
     re.IGNORECASE,
 )
+_GLOBS = ("pattern", "glob")
 _NUMBER = re.compile(r"(?<![\w.])-?\d{1,15}(?:\.\d{1,15})?(?![\w.]*\w)")
-_SUM = re.compile(r"[-+(\d.][-+*/%().\d\s]*[\d)]")
-_ASKS_SUM = frozenset(
-    words.listed(
-        "what what's whats is are equals equal calculate compute evaluate work out solve how much the result "
-        "value of answer to does tell me sum"
-    )
-)
-_COMPUTES = frozenset(words.listed("calculate compute evaluate solve work"))
 _AFTER_FOR = re.compile(
     r"\bfor\s+(?:the\s+(?:text|word|string|phrase|term|pattern)\s+)?"
-    r"(?P<text>(?!the\b|a\b|an\b|all\b|any\b)\S+(?:\s+\S+){0,2})$",
+    r"(?P<text>(?!the\b|a\b|an\b|all\b|any\b)\S+(?:\s+\S+){0,2})\s*$",
     re.IGNORECASE,
 )
 _JOINS = re.compile(r"\x00|\b(?:in|and|or|then|of|from|with|that|which|to|under|inside)\b", re.IGNORECASE)
 """What ends the literal part of a request; the words after it would have to be understood."""
 _FILLER = frozenset(
     words.listed(
-        "a an the of in at for from me my this that it its to with and named called content contents text "
-        "show give all every is are what which"
+        "a an the of in on at for from by as into onto using me my this that it its to with and named called "
+        "content contents text show give all every is are what which what's"
     )
 )
 _VERBS = {
-    "read": frozenset(words.listed("read open cat print show display")),
-    "list": frozenset(words.listed("list ls show")),
-    "search": frozenset(words.listed("search grep find")),
-    "get": frozenset(words.listed("get show fetch")),
+    verb: frozenset(words.listed(others))
+    for verb, others in {
+        "read": "open cat print show display",
+        "list": "ls show",
+        "search": "grep find",
+        "get": "show fetch check what what's tell give",
+        "show": "display get print",
+        "create": "make add",
+        "add": "create append put",
+        "delete": "remove",
+        "remove": "delete",
+        "start": "launch",
+        "stop": "halt",
+        "send": "post",
+        "set": "change put turn",
+        "move": "rename",
+        "run": "start execute",
+    }.items()
 }
 """The ways to say the first word of a tool's name; a verb that is not here stands for itself alone."""
+_LIGHT = frozenset(words.listed("set start create make get show run give do use check call what what's tell"))
+"""Verbs that leave it to the noun what is done, for tools whose name is one: "set a timer", "what's the weather"."""
 _KNOWN_KEYWORDS = frozenset(
     words.listed(
         "type enum const description title default examples minimum maximum exclusiveMinimum "
@@ -93,6 +104,8 @@ def plan(request: str, tools: Sequence[ToolSpec]) -> Call | None:
     text = request.strip()
     if opening := _POLITE.match(text):
         text = text[opening.end() :]
+        if " you" in opening[0].lower():
+            text = text.removesuffix("?")  # "could you ...?" asks politely, and asks nothing
     able = [tool for tool in tools if len(text) <= LONGEST_REQUEST or tool.name == "remember"]
     calls = [call for tool in able if (call := _plan(text, tool)) is not None]
     return calls[0] if len(calls) == 1 else None
@@ -106,92 +119,13 @@ def _plan(text: str, tool: ToolSpec) -> Call | None:
     if set(tool.input_schema) - _KNOWN_OF_OBJECTS:
         return None
     arguments = (
-        _SPECIAL[tool.name](text) if tool.name in _SPECIAL else _generic(text, tool, properties, required)
+        SPECIAL[tool.name](text, tool) if tool.name in SPECIAL else _generic(text, tool, properties, required)
     )
     if arguments is None or any(name not in arguments for name in required):
         return None
     if any(name not in properties or not fits(value, properties[name]) for name, value in arguments.items()):
         return None
     return Call(tool.name, arguments)
-
-
-# --- tools whose requests have a form of their own ------------------------------------------------------
-
-
-def _calculator(text: str) -> dict[str, Any] | None:
-    found = max(_SUM.finditer(text), key=lambda match: len(match[0]), default=None)
-    if found is None:
-        return None
-    sum_ = found[0].strip()
-    around = text[: found.start()] + " " + _CLOSING.sub("", text[found.end() :]).strip("= ")
-    rest = {words.lower(token) for token in words.tokens(around)}
-    if not rest <= _ASKS_SUM or re.search(r"[^\w\s,:'?=.]", around) or not _is_sum(sum_):
-        return None
-    if not rest & _COMPUTES and re.fullmatch(r"\d+[/-]\d+(?:[/-]\d+)*", sum_):
-        return None  # 24/7 and 555-1234 are no sums unless the request says so
-    return {"expression": sum_}
-
-
-def _is_sum(text: str) -> bool:
-    if len(text) > 200 or text.count("(") > 30:
-        return False
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError):
-        return False
-    arithmetic = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.operator, ast.unaryop)
-    nodes = list(ast.walk(tree))
-    return all(isinstance(node, arithmetic) for node in nodes) and any(
-        isinstance(node, ast.BinOp) for node in nodes
-    )
-
-
-def _clock(text: str) -> dict[str, Any] | None:
-    found = re.fullmatch(
-        r"(?:what(?:'s| is)?|tell me|show me|give me|show|get)\s+(?:the\s+|today's\s+)?(?:current\s+|local\s+)?"
-        r"(?:time|date|day|date and time|time and date)(?:\s+(?:is it|it is))?"
-        r"(?:\s+(?:right now|now|today|currently))*(?:\s+in\s+(?P<zone>[A-Z]\w+(?:/[A-Z]\w+)+|UTC|GMT))?",
-        _CLOSING.sub("", text),
-        re.IGNORECASE,
-    )
-    if found is None:
-        return None
-    return {"timezone": found["zone"]} if found["zone"] else {}
-
-
-def _remember(text: str) -> dict[str, Any] | None:
-    found = re.fullmatch(
-        r"(?:remember|note|memorize|memorise|keep in mind)(?:\s+(?:this|that|the following))?\s*(?::|\bthat\b)\s*"
-        r"(?P<content>\S[\s\S]*)",
-        text.strip(),
-        re.IGNORECASE,
-    )
-    if found is None or "?" in found["content"][-3:]:
-        return None
-    return {"content": found["content"].strip()}
-
-
-def _recall(text: str) -> dict[str, Any] | None:
-    found = re.fullmatch(
-        r"(?:recall\s+(?:everything\s+|what\s+you\s+(?:know|remember)\s+|all\s+)?(?:about\s+)?|"
-        r"search\s+(?:(?:your|my|the)\s+)?(?:memory|memories)\s+for\s+|"
-        r"what\s+do\s+you\s+remember\s+(?:about|of)\s+)(?P<query>\S[^\n]*)",
-        _CLOSING.sub("", text),
-        re.IGNORECASE,
-    )
-    return {"query": _unquoted(found["query"])} if found else None
-
-
-_SPECIAL = {"calculator": _calculator, "clock": _clock, "remember": _remember, "recall": _recall}
-
-
-def _unquoted(text: str) -> str:
-    text = text.strip()
-    found = _QUOTED.fullmatch(text)
-    return next(group for group in found.groups() if group) if found else text
-
-
-# --- any other tool -------------------------------------------------------------------------------------
 
 
 class _Rest:
@@ -212,29 +146,32 @@ class _Rest:
 def _generic(
     text: str, tool: ToolSpec, properties: Mapping[str, Any], required: Sequence[str]
 ) -> dict[str, Any] | None:
-    text = _CLOSING.sub("", text)
+    text = plainly(CLOSING.sub("", text))
     named = [part.lower() for part in (words.parts(tool.name) or (tool.name,))]
     spoken = list(words.tokens(text))
     if not spoken:
         return None
     verb = words.lower(spoken[0])
-    if verb != named[0] and verb not in _VERBS.get(named[0], ()):
+    acts = verb == named[0] or verb in _VERBS.get(named[0], ())
+    if not acts and verb not in _LIGHT:
         return None
-    rest = _Rest(text[re.search(r"\w+", text).end() :])  # type: ignore[union-attr]  # `spoken` is not empty
+    rest = _Rest(text[re.search(r"\w[\w'’]*", text).end() :])  # type: ignore[union-attr]  # `spoken` is not empty
     arguments: dict[str, Any] = {}
-    for name in sorted(properties, key=lambda name: (name not in required, not _is_path(name))):
+    for name in sorted(
+        properties, key=lambda name: (name not in _GLOBS, not _is_path(name), name not in required)
+    ):
         value = _argument(name, properties[name], rest, needed=name in required)
         if value is not None:
             arguments[name] = value
     if "path" in properties and "path" not in arguments:
         rest.text = _HERE.sub(" ", rest.text)
     left = rest.words()
-    objects = {words.stem(part) for part in named[1:]}
+    objects = {words.stem(part) for part in (named[1:] if acts else named)}
     said = {words.stem(word) for word in left} | {
         words.stem(word) for name in arguments for word in words.parts(name) or (name,)
     }
     paths = any(_is_path(name) for name in arguments if name in required)
-    if not objects <= said and not (paths and len(objects) == 1):
+    if not objects <= said and not (acts and paths and len(objects) == 1):
         return None
     known = objects | {
         words.stem(part) for name in properties for part in (words.parts(name) or (name.lower(),))
@@ -264,7 +201,9 @@ def _argument(name: str, schema: object, rest: _Rest, *, needed: bool) -> Any:
                 return rest.take(found)
         return None
     if kind.get("type") in ("integer", "number"):
-        found = re.search(after_name + rf"({_NUMBER.pattern})", rest.text, re.IGNORECASE)
+        found = re.search(after_name + rf"({_NUMBER.pattern})", rest.text, re.IGNORECASE) or re.search(
+            rf"({_NUMBER.pattern})\s+{re.escape(name).removesuffix('s')}s?\b", rest.text, re.IGNORECASE
+        )
         numbers = list(_NUMBER.finditer(rest.text))
         if found is None and (not needed or len(numbers) != 1):
             return None
@@ -274,40 +213,49 @@ def _argument(name: str, schema: object, rest: _Rest, *, needed: bool) -> Any:
         return float(digits)
     if kind.get("type") != "string":
         return None
+    if name in _GLOBS:
+        globs = list(re.finditer(r"(?<!\S)[\w./-]*[*?][\w.*?/-]*(?=\s|$)", rest.text))
+        return rest.take(globs[0]) if len(globs) == 1 else None
     if _is_path(name):
         return _path(rest, needed=needed)
-    if name in ("text", "query", "pattern", "search", "q") and needed:
-        if found := re.search(rf"\bfor\s+(?:the\s+\w+\s+)?(?:{_QUOTED.pattern})", rest.text):
+    if name in ("text", "query", "search", "q") and needed:
+        if found := re.search(rf"\bfor\s+(?:the\s+\w+\s+)?(?:{QUOTED.pattern})", rest.text):
             return rest.take(found)
         if found := _AFTER_FOR.search(rest.text):
             return None if _JOINS.search(found["text"]) else rest.take(found)
-    if found := re.search(after_name + rf"(?:{_QUOTED.pattern})", rest.text, re.IGNORECASE):
+    if found := re.search(after_name + rf"(?:{QUOTED.pattern})", rest.text, re.IGNORECASE):
         return rest.take(found)
-    quoted = list(_QUOTED.finditer(rest.text))
+    quoted = list(QUOTED.finditer(rest.text))
     if needed and len(quoted) == 1:
         return rest.take(quoted[0])
     if found := re.search(after_name + r"([\w.@/+-]+)\s*$", rest.text, re.IGNORECASE):
+        return rest.take(found)
+    if needed and (
+        found := re.search(r"\b(?:in|for|of|at)\s+((?:[A-Z][\w-]*)(?:\s+[A-Z][\w-]*){0,2})\s*$", rest.text)
+    ):
         return rest.take(found)
     return None
 
 
 def _path(rest: _Rest, *, needed: bool) -> str | None:
-    """A path: one that looks like one, a quoted one, or a bare word where a folder is named at the end."""
-    joint = r"(?:\b(?:in|under|inside|within|from|of)\s+(?:the\s+)?(?:(?:folder|directory|dir|file)\s+)?)"
-    quoted = re.search(rf"{joint if not needed else ''}(?:{_QUOTED.pattern})", rest.text, re.IGNORECASE)
-    if quoted:
+    """A path: one that looks like one, a quoted one, or a bare word where a folder is named at the end.
+
+    One that is not needed says what it is: "in src/".
+    """
+    joint = "" if needed else _JOINT
+    if quoted := re.search(rf"{joint}(?:{QUOTED.pattern})", rest.text, re.IGNORECASE):
         return rest.take(quoted)
-    bare = re.sub(_QUOTED, lambda found: "\x01" * len(found[0]), rest.text)
-    paths = list(_PATH.finditer(bare))
+    bare = QUOTED.sub(lambda found: "\x01" * len(found[0]), rest.text)
+    paths = list(re.finditer(f"{joint}{_PATH}", bare, re.IGNORECASE))
     if len(paths) > 1:
         return None
-    if paths:
-        rest.text = rest.text[: paths[0].start()] + " " + rest.text[paths[0].end() :]
-        return paths[0][0]
-    if not needed and not _HERE.search(bare) and (folder := _FOLDER.search(bare)):
-        rest.text = rest.text[: folder.start()] + " " + rest.text[folder.end() :]
-        return folder["after"] or folder["before"] or folder["bare"]
-    return None
+    found = paths[0] if paths else None
+    if found is None and not needed and not _HERE.search(bare) and ("\x01" in bare or " for " not in bare):
+        found = _FOLDER.search(bare)
+    if found is None:
+        return None
+    rest.text = rest.text[: found.start()] + " " + rest.text[found.end() :]
+    return found[found.lastindex or 0]
 
 
 # --- JSON Schema, as far as a literal value goes ----------------------------------------------------------

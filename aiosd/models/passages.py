@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aiosd.models import words
+from aiosd.models import thesaurus, words
 from aiosd.models.question import Term
 from aiosd.models.units import Unit, fold, units
 from aiosd.records import Source
@@ -70,7 +70,7 @@ def _narrow(passages: Sequence[Source], terms: Sequence[Term]) -> list[_Chunk]:
         for number, passage in enumerate(passages)
         for start, end in _cuts(passage.text)
     ]
-    needles = [{term.stem, *words.alike(term.stem)} for term in terms]
+    needles = [{term.stem, *thesaurus.alike(term.stem)} for term in terms]
     there = []
     for chunk in chunks:
         lowered = chunk.text.lower()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from aiosd.models import words
+from aiosd.models import thesaurus, words
 
 _DIGITS = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million"
 _SPAN = "second|minute|hour|day|week|month|year"
@@ -156,7 +156,7 @@ def modals(text: str) -> frozenset[str]:
 
 def analyse(task: str) -> Question:
     """What a task asks for. A task that is no question is a request for what covers its words."""
-    text = asked(task)
+    text = thesaurus.plain(asked(task))
     found = _ASKING.search(text)
     kind = found.lastgroup if found else None
     focus = _focus(text, found) if found and kind in ("what", "many") else None

@@ -1,4 +1,4 @@
-"""Words of a text, reduced so that a question and its answer can meet: stems, stop words, near-synonyms.
+"""Words of a text, reduced so that a question and its answer can meet: stems and stop words.
 
 The lists are the English of technical writing in general, not of any one text. A language they do not
 know still matches word for word, and then more of a question has to be found before it counts as answered.
@@ -42,9 +42,9 @@ VAGUE = frozenset(
 actually allow answer available behave call case come concern contain describe detail do document
 documentation exactly explain find following general get give go handle happen help include info
 information input instead involve keep kind know make mean mention name need nothing occur part
-passage possible present provide question quote read refer result say section see set show something
+passage possible present provide question quote read refer result say section see set show something anything
 specify state support take tell text thing try use want way work write put represent useful differ
-perform treat hold always usually typically often
+perform treat hold become becomes becoming always usually typically often
 """)
 )
 """Words that frame a question more often than they carry it."""
@@ -67,7 +67,7 @@ hold:held keep:kept know:knew,known leave:left lie:lay,lain lose:lost make:made 
 pay:paid run:ran say:said see:saw,seen sell:sold send:sent show:shown speak:spoke,spoken spend:spent
 take:took,taken tell:told think:thought throw:threw,thrown understand:understood use:used,using,uses
 wake:woke,woken write:wrote,written index:indices,indexes vertex:vertices child:children
-person:people
+person:people id:ids
 """)
     )
     for irregular in forms.split(",")
@@ -76,31 +76,6 @@ _SUFFIXES = listed("""
 ization isation ational ations ation iveness fulness ousness ively ments ment ness able ible ably
 ibly ally izers isers izer iser ize ise ance ence ity ous ful ive ions ion ers er ors or al ly
 """)
-
-_ALIKE = """
-abort cancel interrupt; add append insert attach; alter change modify update edit affect; argument
-parameter option flag keyword; attribute attr property field; attempt try; avoid prevent forbid disallow;
-begin start initial first; blank empty; char character; check test verify validate examine inspect; choose
-pick select; cmd command; combine join merge concatenate; complete finish end; compute calculate; config
-configuration configure setting; consist compose; contain include hold; convert transform translate turn;
-copy duplicate; cost price; create make build construct generate produce; daemon service; dest destination
-dst target; delete remove erase drop strip discard clear destroy; deny refuse reject; describe explain;
-dict dictionary mapping; dir directory folder; disable off; display show print; divide split separate;
-element item member entry; enable on; env environment; equal same identical; error exception exc raise
-fail failure throw; exist present; exit quit; expand replace substitute; expire timeout; fast quick speed;
-fetch get obtain retrieve; func function callable; gigabyte gb gib; handle treat process; hour h; ignore
-skip silence suppress; indent indentation; int integer; invoke call execute run launch spawn; keep
-preserve retain store save; kill terminate stop; kilobyte kb kib; largest maximum max most limit upper
-greatest longest highest; least minimum min smallest lower shortest; length len long size; lib library;
-license licence; limit restrict; location place path; mean denote stand indicate; megabyte mb mib;
-millisecond ms; msg message; name call; need require must; num number; obj object; order sort; overwrite
-replace; param parameter; parent base; perform do execute; permission permit allow; previous earlier;
-provide supply pass give; quantity amount; reason why because; resemble similar like; return yield give
-result; reverse opposite; safe secure; second sec s; separator delimiter sep; src source; str string text;
-subclass inherit derive; support handle accept understand; symlink symbolic link; temp temporary tmp; trim
-strip; truncate cut shorten; type kind; unchanged unaffected; unique distinct; version edition release;
-wait block; whitespace space; width column
-"""
 
 
 def lower(word: str) -> str:
@@ -135,21 +110,6 @@ def stem(word: str) -> str:
     if word.endswith("e") and len(word) > 3:
         word = word[:-1]
     return word[:-1] + "i" if word.endswith("y") and len(word) > 3 else word
-
-
-@functools.cache
-def _alike() -> dict[str, frozenset[str]]:
-    near: dict[str, set[str]] = {}
-    for group in _ALIKE.split(";"):
-        stems = {stem(word) for word in group.split()}
-        for one in stems:
-            near.setdefault(one, set()).update(stems - {one})
-    return {one: frozenset(others) for one, others in near.items()}
-
-
-def alike(stem: str) -> frozenset[str]:
-    """Stems that technical English puts in the place of another."""
-    return _alike().get(stem, frozenset())
 
 
 STOP_STEMS = frozenset(stem(word) for word in STOP)
