@@ -1,0 +1,72 @@
+"""What the README shows is what happens: its console examples are run again, in order, as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiosd import config
+from tests.daemon import PATIENCE_S, Daemon
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_every_console_example_gives_what_it_shows(daemon: Daemon, tmp_path: Path) -> None:
+    # The executable as it is installed, and no other aiosctl of this machine.
+    (tmp_path / "aiosctl").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m aiosctl "$@"\n')
+    (tmp_path / "aiosctl").chmod(0o755)
+    environ = daemon.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shown = 0
+    for block in blocks("console"):
+        for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=ROOT,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE_S,
+            )
+            assert (command, done.stdout) == (command, expected), done.stderr
+            shown += 1
+    assert shown >= 10
+
+
+def test_the_config_it_shows_loads(tmp_path: Path) -> None:
+    (shown,) = blocks("toml")
+    (tmp_path / "config.toml").write_text(shown)
+    assert config.load(tmp_path / "config.toml").models.tiers["capable"] == ("cloud",)
+
+
+def test_the_tool_it_shows_works(tmp_path: Path) -> None:
+    (shown,) = blocks("python")
+    folder = tmp_path / "home" / "tools"
+    folder.mkdir(parents=True)
+    (folder / "deploy.py").write_text(shown)
+    with Daemon(tmp_path / "home") as daemon:
+        session = daemon.session(permissions=("deploy",)).session_id
+        done = daemon.ctl("tool", "call", "-s", session, "deploy", "service=web", "stage=live")
+        assert (done.stdout, done.returncode) == ("deployed web to live\n", 0)
+        wrong = daemon.ctl("tool", "call", "-s", session, "deploy", "service=web", "stage=moon")
+        assert wrong.returncode == 2 and "stage" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["calculator", "clock", "read_file", "list_files", "search_files", "remember", "recall"]
+)
+def test_every_built_in_tool_is_in_its_table(daemon: Daemon, name: str) -> None:
+    assert f"`{name}`" in README
+    assert daemon.ctl("tool", "show", name).returncode == 0
