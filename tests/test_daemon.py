@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -271,3 +272,17 @@ def test_cron_finds_the_daemon_of_the_login_by_its_data(tmp_path: Path) -> None:
         del cron.environ["AIOSD_HOME"]
         assert login.process is not None
         assert json.loads(cron.ctl("ping", "--json").stdout)["pid"] == login.process.pid
+
+
+def test_a_task_goes_on_without_memories_when_their_worker_cannot_run(daemon: Daemon) -> None:
+    session = daemon.session()
+    daemon.call(p.MemoryRemember(session_id=session.session_id, content="The gate code is 4711"))
+    # What the worker needs to start is gone: its index's folder is a file.
+    daemon.kill()
+    shutil.rmtree(daemon.home / "data" / "index")
+    (daemon.home / "data" / "index").write_text("in the way")
+    daemon.start()
+    assert daemon.run(session, "What is 1 + 1?").result == "2"
+    assert [m.content for m in daemon.call(p.MemoryList(session_id=session.session_id)).memories][-1] == (
+        "The gate code is 4711"
+    )

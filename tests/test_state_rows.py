@@ -43,6 +43,8 @@ from aiosd.state import columns, memories, sessions, tasks
 from aiosd.state.database import APPLICATION_ID, Connection, connect, counts, open_database
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+PAGES = 50
+"""More than there can be in these tests."""
 NOBODY = str(UUID(int=404))
 
 
@@ -497,7 +499,7 @@ def test_pages_of_sessions_hold_each_once_while_others_are_added(
         for chosen in (None, "open", "closed"):
             seen: list[Session] = []
             cursor, adding = None, list(added_s)
-            while True:
+            for _ in range(PAGES):
                 page, cursor = sessions.page(c, state=chosen, limit=limit, cursor=cursor)
                 assert len(page) <= max(limit, 1)
                 seen += page
@@ -505,6 +507,7 @@ def test_pages_of_sessions_hold_each_once_while_others_are_added(
                     break
                 if adding:
                     a_session(c, used_at=T0 + timedelta(seconds=adding.pop()), state=chosen or "open")
+            assert cursor is None, "the pages do not end"
             ids = [one.session_id for one in seen]
             assert len(ids) == len(set(ids))
             assert {id for id in there if chosen in (None, sessions.get(c, id).state)} <= set(ids)
@@ -530,7 +533,7 @@ def test_pages_of_tasks_hold_each_once_while_others_are_added(
                 ]
                 seen: list[int] = []
                 cursor = None
-                while True:
+                for _ in range(len(made) + 1):
                     page, cursor = tasks.page(
                         c,
                         session_id=session_id,
@@ -542,6 +545,7 @@ def test_pages_of_tasks_hold_each_once_while_others_are_added(
                     if cursor is None:
                         break
                     a_task(c, ids[0])
+                assert cursor is None, "the pages do not end"
                 made += [task for task in tasks.unended(c) if task.number not in {m.number for m in made}]
                 assert seen == expected[::-1]
 

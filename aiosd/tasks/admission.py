@@ -34,8 +34,8 @@ def admit(
     check_permissions(permissions)
     if params.max_usd is not None and not params.max_usd >= 0:
         raise InvalidParams(f"max_usd: expected dollars, 0 or more, got {params.max_usd}")
-    if params.user_id is not None and not params.user_id.strip():
-        raise InvalidParams("user_id: expected a name")
+    if params.user_id is not None and not 0 < len(params.user_id.strip()) <= MAX_TITLE:
+        raise InvalidParams(f"user_id: expected a name of at most {MAX_TITLE} characters")
     workspace = None if params.workspace is None else _folder(params.workspace)
     if params.write and workspace is None:
         raise InvalidParams("write: needs a workspace")

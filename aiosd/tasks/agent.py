@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
+from aiosd.child import ChildDied
 from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits
 from aiosd.events import Broker
 from aiosd.memory.memory import Memories, scope_of
@@ -22,6 +24,7 @@ from aiosd.records import (
     MessageEvent,
     ProgressEvent,
     RouteEvent,
+    ScoredMemory,
     Session,
     StateEvent,
     Task,
@@ -55,6 +58,8 @@ TOOL_S = 120.0
 
 REMEMBERED_CHARS = 200
 """Characters of a result that the session's memory of the task keeps."""
+
+logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Event)
 
@@ -141,8 +146,16 @@ class Agent:
                     return answer
 
     async def _recall(self) -> None:
-        memories = await self._hands.memory.recall(scope_of(self._session), self._params.task, n=RECALLED)
-        await self._record(self._new(ProgressEvent, stage="recalled", memories=memories))
+        """A memory that cannot be asked now is no reason to leave the task undone; the journal says so."""
+        detail = ""
+        found: tuple[ScoredMemory, ...] = ()
+        try:
+            found = await self._hands.memory.recall(scope_of(self._session), self._params.task, n=LOOKED_AT)
+        except (ChildDied, DeadlineExceeded) as exc:
+            logger.warning("a task goes on without memories", extra={"task_id": self._task.task_id})
+            detail = f"without memories: {exc}"
+        memories = context.chosen(found, RECALLED)
+        await self._record(self._new(ProgressEvent, stage="recalled", detail=detail, memories=memories))
 
     async def _infer(self) -> None:
         hands, params = self._hands, self._params
