@@ -21,7 +21,6 @@ from aiosd.config import Config
 from aiosd.errors import AiosError
 from aiosd.events import Broker
 from aiosd.memory.memory import open_memory
-from aiosd.models.extractive import Extractive
 from aiosd.models.pool import open_pool
 from aiosd.paths import Paths
 from aiosd.records import Session
@@ -62,7 +61,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 lambda session: _workspace(paths, session),
                 memory_tools(memory),
             ) as registry,
-            open_pool(config, environ, {"extractive": Extractive()}) as pool,
+            open_pool(config, environ) as pool,
         ):
             broker = Broker()
             hands = Hands(

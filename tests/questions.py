@@ -232,7 +232,7 @@ def _docstring(name: str) -> str:
 
 
 async def main() -> None:
-    from aiosd.models.extractive import Extractive  # here, so that the sets can be loaded without it
+    from aiosd.models.extractive.backend import Extractive  # here, so that the sets can be loaded without it
 
     backend, requests = Extractive(), load_requests()
     print(await measure_quotes(backend, load_questions(), requests.tools))  # noqa: T201 - what it is for

@@ -18,7 +18,7 @@ from aiosd.models.backend import (
     ToolCallDelta,
     ToolSpec,
 )
-from aiosd.models.extractive import NOTICE, Extractive
+from aiosd.models.extractive.backend import NOTICE, Extractive
 from aiosd.records import Source, TaskType, ToolUse
 from tests.test_extractive_literal import TOOLS
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosd.models.backend import ToolSpec
-from aiosd.models.literal import fits, plan
+from aiosd.models.extractive.literal import fits, plan
 
 STRING = {"type": "string"}
 PATH = {"type": "string", "description": "A path in the workspace."}

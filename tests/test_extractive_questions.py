@@ -11,7 +11,7 @@ import inspect
 
 import pytest
 
-from aiosd.models.quoting import best
+from aiosd.models.extractive.quoting import best
 from aiosd.records import Source
 
 QUESTIONS = """

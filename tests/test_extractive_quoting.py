@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosd.models.quoting import best
-from aiosd.models.summary import summarize
-from aiosd.models.units import Kind, fold, line_of, units
+from aiosd.models.extractive.quoting import best
+from aiosd.models.extractive.summary import summarize
+from aiosd.models.extractive.units import Kind, fold, line_of, units
 from aiosd.records import Source
 
 

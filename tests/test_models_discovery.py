@@ -10,7 +10,7 @@ import pytest
 
 from aiosd.errors import NoModelFits
 from aiosd.models.backend import ModelRequest
-from aiosd.models.extractive import Extractive
+from aiosd.models.extractive.backend import Extractive
 from aiosd.records import Source
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import Held, OllamaDouble

@@ -27,7 +27,7 @@ def requests() -> RequestSet:
 
 @pytest.fixture
 def backend() -> Backend:
-    from aiosd.models.extractive import Extractive  # here, so that the sets can be checked without it
+    from aiosd.models.extractive.backend import Extractive  # here, so that the sets can be checked without it
 
     return Extractive()
 

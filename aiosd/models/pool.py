@@ -204,7 +204,9 @@ def _backend(name: str, section: configs.Backend, environ: Mapping[str, str]) ->
         case "openai":
             return OpenAI(name, section, environ)
         case "extractive":
-            from aiosd.models.extractive import Extractive  # late: its word lists are for those who need it
+            from aiosd.models.extractive.backend import (
+                Extractive,  # late: its word lists are for those who need it
+            )
 
             return Extractive()
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from aiosd.models import words
 from aiosd.models.backend import ToolSpec
+from aiosd.models.extractive import words
 
 CLOSING = re.compile(r"(?:[\s,]*\b(?:please|for me|now|right now|thanks|thank you))*[\s?.!]*$", re.IGNORECASE)
 QUOTED = re.compile(r"\"([^\"\n]+)\"|(?<!\w)'([^'\n]+)'(?!\w)|`([^`\n]+)`|“([^”\n]+)”|‘([^’\n]+)’")

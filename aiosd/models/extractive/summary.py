@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from aiosd.models import words
-from aiosd.models.quoting import Quote
-from aiosd.models.units import Unit, fold, line_of, units
+from aiosd.models.extractive import words
+from aiosd.models.extractive.quoting import Quote
+from aiosd.models.extractive.units import Unit, fold, line_of, units
 from aiosd.records import Source
 
 SENTENCES = 4

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aiosd.models import thesaurus, words
-from aiosd.models.passages import Piece
-from aiosd.models.question import SUBJECT, Question, Term, is_number, modals, negated
+from aiosd.models.extractive import thesaurus, words
+from aiosd.models.extractive.passages import Piece
+from aiosd.models.extractive.question import SUBJECT, Question, Term, is_number, modals, negated
 
 # How well a word of the question is met, where 1 is the word itself in the piece.
 NAMED = 0.95

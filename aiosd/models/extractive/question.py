@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from aiosd.models import thesaurus, words
+from aiosd.models.extractive import thesaurus, words
 
 _DIGITS = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million"
 _SPAN = "second|minute|hour|day|week|month|year"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aiosd.models import thesaurus, words
-from aiosd.models.question import Term
-from aiosd.models.units import Unit, fold, units
+from aiosd.models.extractive import thesaurus, words
+from aiosd.models.extractive.question import Term
+from aiosd.models.extractive.units import Unit, fold, units
 from aiosd.records import Source
 
 CLOSE = 200_000

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aiosd.models import words
 from aiosd.models.backend import ToolSpec
-from aiosd.models.sayings import CLOSING, QUOTED, SPECIAL, plainly
+from aiosd.models.extractive import words
+from aiosd.models.extractive.sayings import CLOSING, QUOTED, SPECIAL, plainly
 
 LONGEST_REQUEST = 1_000
 """Characters. What asks for one act is short; a longer text is a task that mentions acts. What is to be

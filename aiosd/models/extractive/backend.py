@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Sequence
 
 import anyio.to_thread
 
-from aiosd.models import literal, quoting, summary
 from aiosd.models.backend import Delta, Done, ModelRequest, TextDelta, ToolCallDelta
+from aiosd.models.extractive import literal, quoting, summary
 from aiosd.records import Source, Tokens, ToolUse
 
 NOTICE = "quoted, not generated; for a model, start Ollama or name a backend in config.toml"

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aiosd.models import words
-from aiosd.models.evidence import ANAPHOR, Evidence, View
-from aiosd.models.passages import Piece, read
-from aiosd.models.question import analyse
-from aiosd.models.units import fold, line_of
+from aiosd.models.extractive import words
+from aiosd.models.extractive.evidence import ANAPHOR, Evidence, View
+from aiosd.models.extractive.passages import Piece, read
+from aiosd.models.extractive.question import analyse
+from aiosd.models.extractive.units import fold, line_of
 from aiosd.records import Source
 
 MOST_QUOTES = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 
-from aiosd.models.words import listed, stem
+from aiosd.models.extractive.words import listed, stem
 
 _GROUPS = """
 remove delete drop strip discard erase eliminate omit exclude clear destroy purge prune trim cut unlink;
