@@ -68,6 +68,8 @@ class Watch:
         """The last whole message on the terminal."""
         self._line_open = False
         self._calls: set[str] = set()
+        self._failure: str | None = None
+        """Of the last tool that failed."""
         self._interrupted = False
 
     def __call__(self, method: str, params: msgspec.Raw) -> None:
@@ -113,7 +115,8 @@ class Watch:
                 self._calls.add(event.call_id)
                 self._aside(f"{event.name} {msgspec.json.encode(event.arguments).decode()}")
             case ToolResultEvent(status="failed"):
-                self._aside(f"{event.name} failed: {event.text}")
+                self._failure = f"{event.name} failed: {event.text}"
+                self._aside(self._failure)
             case ProgressEvent(stage="queued" | "loading" | "retrying") if render.on_terminal(sys.stderr):
                 eta = "" if event.eta_s is None else f" (about {event.eta_s:.0f} s)"
                 self._aside(f"{event.stage} {event.detail}".rstrip() + eta)
@@ -138,7 +141,7 @@ class Watch:
         if json:
             render.document(raw)
         if result.abstained:
-            render.complaint(*_abstention(result))
+            render.complaint(*_abstention(result, self._failure))
             return ABSTAINED
         if json:
             return 0
@@ -164,8 +167,10 @@ class Watch:
             self._aside(f"{result.backend}: ${result.cost_usd:.4f}")
 
 
-def _abstention(result: TaskResult) -> tuple[str, str]:
+def _abstention(result: TaskResult, failure: str | None) -> tuple[str, str]:
     """The sentence, with why the backends that could have written an answer did not; and what to do."""
+    if failure is not None:
+        return f"no answer: {failure}", f"aiosctl task show {result.task_id}"
     sentence = (
         "no answer: nothing in the inputs, the session or its memories answers this, and no model was there"
     )

@@ -286,3 +286,9 @@ def test_a_task_goes_on_without_memories_when_their_worker_cannot_run(daemon: Da
     assert [m.content for m in daemon.call(p.MemoryList(session_id=session.session_id)).memories][-1] == (
         "The gate code is 4711"
     )
+
+
+def test_a_tool_that_fails_is_no_answer_but_the_reason_for_none(daemon: Daemon, tmp_path: Path) -> None:
+    done = daemon.ctl("run", "-q", "Read the file missing.txt", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "no answer: read_file failed" in done.stderr and "missing.txt" in done.stderr

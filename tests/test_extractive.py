@@ -18,7 +18,7 @@ from aiosd.models.backend import (
     ToolCallDelta,
     ToolSpec,
 )
-from aiosd.models.extractive.backend import NOTICE, Extractive
+from aiosd.models.extractive.backend import Extractive
 from aiosd.records import Source, TaskType, ToolUse
 from tests.test_extractive_literal import TOOLS
 
@@ -256,4 +256,3 @@ async def test_many_small_passages_are_narrowed_together() -> None:
 
 async def test_it_is_always_there_and_says_what_it_is() -> None:
     assert await Extractive().probe() is None
-    assert "quoted, not generated" in NOTICE and "\n" not in NOTICE

@@ -21,6 +21,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Of a tool's message: the call it answers."""
     name: str | None = None
     """Of a tool's message: the tool."""
+    failed: bool = False
+    """Of a tool's message: it is an error."""
 
 
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):

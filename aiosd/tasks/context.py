@@ -172,7 +172,13 @@ def _worked(journal: Sequence[Kept]) -> list[Message]:
                 messages.append(Message(role="assistant", content=event.text, tool_calls=event.tool_calls))
             case ToolResultEvent():
                 messages.append(
-                    Message(role="tool", content=event.text, call_id=event.call_id, name=event.name)
+                    Message(
+                        role="tool",
+                        content=event.text,
+                        call_id=event.call_id,
+                        name=event.name,
+                        failed=event.status != "completed",
+                    )
                 )
             case _:
                 pass

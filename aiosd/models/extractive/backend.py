@@ -12,12 +12,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 import anyio.to_thread
 
-from aiosd.models.backend import Delta, Done, ModelRequest, TextDelta, ToolCallDelta
+from aiosd.models.backend import Delta, Done, Message, ModelRequest, TextDelta, ToolCallDelta
 from aiosd.models.extractive import literal, quoting, summary
 from aiosd.records import Source, Tokens, ToolUse
-
-NOTICE = "quoted, not generated; for a model, start Ollama or name a backend in config.toml"
-"""One line for stderr under an answer of this backend."""
 
 INLINE = 20_000
 """Characters of passages that are read on the event loop, in some 10 ms; more goes to a thread."""
@@ -45,9 +42,14 @@ class Extractive:
         """Quotes with their places, one a line; or one tool call; or nothing and `abstained`."""
         task = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
         results = _results(request, task)
+        if any(result.failed for result in results):
+            yield _done(())
+            return
         if results:
-            yield TextDelta("\n".join(result.text for result in results))
-            yield _done(results)
+            yield TextDelta("\n".join(result.content for result in results))
+            yield _done(
+                tuple(Source(kind="tool", ref=result.name or "", text=result.content) for result in results)
+            )
             return
         if request.schema is not None or not task.strip():
             yield _done(())
@@ -97,7 +99,7 @@ def _ref(quote: quoting.Quote) -> str:
     return quote.passage.ref if quote.passage.kind == "memory" else f"{quote.passage.ref}:{quote.line}"
 
 
-def _results(request: ModelRequest, task: str) -> tuple[Source, ...]:
+def _results(request: ModelRequest, task: str) -> tuple[Message, ...]:
     """What our own call gave, where the conversation ends in it: that is the answer, as it is.
 
     A call that another model made is no answer yet. Ours is known by planning it again: the task decides it.
@@ -108,13 +110,7 @@ def _results(request: ModelRequest, task: str) -> tuple[Source, ...]:
     )
     planned = literal.plan(task, request.tools)
     ours = planned is None if not request.tools else [(use.name, use.arguments) for use in asked] == [planned]
-    return (
-        tuple(
-            Source(kind="tool", ref=message.name or "", text=message.content) for message in reversed(results)
-        )
-        if ours
-        else ()
-    )
+    return results[::-1] if ours else ()
 
 
 def _done(sources: tuple[Source, ...]) -> Done:

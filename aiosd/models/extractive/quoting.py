@@ -81,10 +81,13 @@ def _choose(
                 break
             if piece.passage == view.pieces[top.at].passage and one.score < AS_GOOD * top.score:
                 continue
-        if one.at in taken or not answers(one) or piece.text.casefold() in said:
+        if one.at in taken or not answers(one) or _echoes(piece.text.casefold(), said):
+            continue
+        at = _under(one.at, view.pieces)
+        if at is None:
             continue
         top = top or one
-        first, last = _extent(one.at, view.pieces)
+        first, last = _extent(at, view.pieces)
         taken.update(range(first, last + 1))
         passage = passages[piece.passage]
         start = view.pieces[first].unit.start
@@ -92,6 +95,21 @@ def _choose(
         if all(text not in quote.text and quote.text not in text for quote in chosen):
             chosen.append(Quote(passage, line_of(passage.text, start), text))
     return tuple(chosen)
+
+
+def _under(at: int, pieces: Sequence[Piece]) -> int | None:
+    """Where a piece says what it says: a heading only promises it, so that is what stands first below."""
+    for below in range(at, len(pieces)):
+        if pieces[below].passage != pieces[at].passage:
+            return None
+        if pieces[below].unit.kind != "heading":
+            return below
+    return None
+
+
+def _echoes(text: str, said: str) -> bool:
+    """Whether a piece is from the task, or tells of somebody who asked the same."""
+    return text in said or (said.endswith("?") and said in text)
 
 
 def _extent(at: int, pieces: Sequence[Piece]) -> tuple[int, int]:
