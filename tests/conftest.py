@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.aiosctl_double import Ctl, Double
 from tests.daemon import Daemon
 
 
@@ -18,3 +19,16 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A daemon as a new user has it: no config, no model."""
     with Daemon(tmp_path / "home") as running:
         yield running
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[Double]:
+    """The daemon's side of the wire, to make faults with."""
+    with Double(tmp_path / "s") as running:
+        yield running
+
+
+@pytest.fixture
+def ctl(tmp_path: Path) -> Ctl:
+    """aiosctl, pointed at the double."""
+    return Ctl(tmp_path, tmp_path / "s")

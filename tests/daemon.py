@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -143,3 +145,56 @@ class Daemon:
             while piece := stream.recv(65536):
                 got += piece
             return bytes(got)
+
+
+class Listening(ABC):
+    """A model's server on loopback that does not do what it should."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.asked = threading.Event()
+        self._held: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for connection in self._held:
+            connection.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.answer(connection)
+
+    def config(self, *after: str) -> str:
+        """Of a daemon whose one model, `small`, is here; in its tiers the backends `after` follow."""
+        tiers = f"[models.tiers]\nbalanced = {['small', *after]}\n" if after else ""
+        return f'{tiers}[models.backends.small]\nkind = "ollama"\nmodel = "m"\nurl = "{self.url}"\n'
+
+    @abstractmethod
+    def answer(self, connection: socket.socket) -> None: ...
+
+
+class Refusing(Listening):
+    """Takes a request and hangs up."""
+
+    def answer(self, connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.close()
+
+
+class Silent(Listening):
+    """Takes a request and never answers it."""
+
+    def answer(self, connection: socket.socket) -> None:
+        connection.recv(65536)
+        self.asked.set()
+        self._held.append(connection)

@@ -37,18 +37,6 @@ from tests.aiosctl_double import (
     task,
 )
 
-
-@pytest.fixture
-def double(tmp_path: Path) -> Iterator[Double]:
-    with Double(tmp_path / "s") as running:
-        yield running
-
-
-@pytest.fixture
-def ctl(tmp_path: Path) -> Ctl:
-    return Ctl(tmp_path, tmp_path / "s")
-
-
 # --- errors ----------------------------------------------------------------------------------------------
 
 

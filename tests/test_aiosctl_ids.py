@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,17 +9,6 @@ import pytest
 from tests.aiosctl_double import Connection, Ctl, Double, giving, session, task
 
 UUID = "00000000-0000-4000-8000-00000000000"
-
-
-@pytest.fixture
-def double(tmp_path: Path) -> Iterator[Double]:
-    with Double(tmp_path / "s") as running:
-        yield running
-
-
-@pytest.fixture
-def ctl(tmp_path: Path) -> Ctl:
-    return Ctl(tmp_path, tmp_path / "s")
 
 
 @pytest.fixture

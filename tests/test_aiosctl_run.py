@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,6 @@ from tests.aiosctl_double import (
     session,
     task,
 )
-
-
-@pytest.fixture
-def double(tmp_path: Path) -> Iterator[Double]:
-    with Double(tmp_path / "s") as running:
-        yield running
-
-
-@pytest.fixture
-def ctl(tmp_path: Path) -> Ctl:
-    return Ctl(tmp_path, tmp_path / "s")
-
 
 # --- run -------------------------------------------------------------------------------------------------
 

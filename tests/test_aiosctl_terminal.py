@@ -14,8 +14,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -37,17 +36,6 @@ from tests.aiosctl_double import (
     session,
     task,
 )
-
-
-@pytest.fixture
-def double(tmp_path: Path) -> Iterator[Double]:
-    with Double(tmp_path / "s") as running:
-        yield running
-
-
-@pytest.fixture
-def ctl(tmp_path: Path) -> Ctl:
-    return Ctl(tmp_path, tmp_path / "s")
 
 
 class Terminal:

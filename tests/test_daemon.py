@@ -17,8 +17,7 @@ from aiosd import framing
 from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import InvalidState
-from tests.daemon import PATIENCE_S, Daemon
-from tests.test_defects import Silent
+from tests.daemon import PATIENCE_S, Daemon, Silent
 
 
 def second(daemon: Daemon, **environ: str) -> subprocess.CompletedProcess[bytes]:
@@ -74,20 +73,13 @@ def test_shutdown_answers_and_then_ends(daemon: Daemon) -> None:
 
 
 def test_a_task_that_runs_at_sigterm_is_taken_up_by_the_next_daemon(tmp_path: Path) -> None:
-    with Silent() as slow:
-        config = f"""
-            [models.backends.slow]
-            kind = "ollama"
-            model = "m"
-            url = "{slow.url}"
-        """
-        with Daemon(tmp_path / "home", config) as daemon:
-            task = daemon.start_task(daemon.session(), "Think")
-            assert slow.asked.wait(PATIENCE_S)
-            assert daemon.stop() == 0
-            (tmp_path / "home" / "config.toml").unlink()
-            daemon.start()
-            assert daemon.call(p.TaskWait(task_id=task.task_id)).state == "completed"
+    with Silent() as slow, Daemon(tmp_path / "home", slow.config()) as daemon:
+        task = daemon.start_task(daemon.session(), "Think")
+        assert slow.asked.wait(PATIENCE_S)
+        assert daemon.stop() == 0
+        (tmp_path / "home" / "config.toml").unlink()
+        daemon.start()
+        assert daemon.call(p.TaskWait(task_id=task.task_id)).state == "completed"
 
 
 def test_an_idle_connection_does_not_hold_up_the_end(daemon: Daemon) -> None:
@@ -145,57 +137,36 @@ def test_nc_can_talk_to_it(daemon: Daemon) -> None:
 
 
 def test_cancel_ends_a_task_and_its_waiters_with_what_there_was(tmp_path: Path) -> None:
-    with Silent() as slow:
-        config = f"""
-            [models.backends.slow]
-            kind = "ollama"
-            model = "m"
-            url = "{slow.url}"
-        """
-        with Daemon(tmp_path / "home", config) as daemon:
-            task = daemon.start_task(daemon.session(), "Think")
-            assert slow.asked.wait(PATIENCE_S)
-            assert daemon.call(p.TaskCancel(task_id=task.task_id)).state == "cancelled"
-            waited = daemon.raw(framing.request(1, "task.wait", {"task_id": task.task_id}))
-            error = json.loads(waited)["error"]
-            assert error["code"] == -32800
-            assert error["data"]["result"]["state"] == "cancelled"
-            with pytest.raises(InvalidState, match="cancelled already"):
-                daemon.call(p.TaskCancel(task_id=task.task_id))
+    with Silent() as slow, Daemon(tmp_path / "home", slow.config()) as daemon:
+        task = daemon.start_task(daemon.session(), "Think")
+        assert slow.asked.wait(PATIENCE_S)
+        assert daemon.call(p.TaskCancel(task_id=task.task_id)).state == "cancelled"
+        waited = daemon.raw(framing.request(1, "task.wait", {"task_id": task.task_id}))
+        error = json.loads(waited)["error"]
+        assert error["code"] == -32800
+        assert error["data"]["result"]["state"] == "cancelled"
+        with pytest.raises(InvalidState, match="cancelled already"):
+            daemon.call(p.TaskCancel(task_id=task.task_id))
 
 
 def test_closing_a_session_ends_its_tasks_and_refuses_more(tmp_path: Path) -> None:
-    with Silent() as slow:
-        config = f"""
-            [models.backends.slow]
-            kind = "ollama"
-            model = "m"
-            url = "{slow.url}"
-        """
-        with Daemon(tmp_path / "home", config) as daemon:
-            session = daemon.session()
-            task = daemon.start_task(session, "Think")
-            assert slow.asked.wait(PATIENCE_S)
-            assert daemon.call(p.SessionClose(session_id=session.session_id)).state == "closed"
-            assert daemon.call(p.TaskGet(task_id=task.task_id)).state == "cancelled"
-            with pytest.raises(InvalidState, match="closed"):
-                daemon.run(session, "more")
+    with Silent() as slow, Daemon(tmp_path / "home", slow.config()) as daemon:
+        session = daemon.session()
+        task = daemon.start_task(session, "Think")
+        assert slow.asked.wait(PATIENCE_S)
+        assert daemon.call(p.SessionClose(session_id=session.session_id)).state == "closed"
+        assert daemon.call(p.TaskGet(task_id=task.task_id)).state == "cancelled"
+        with pytest.raises(InvalidState, match="closed"):
+            daemon.run(session, "more")
 
 
 def test_a_deadline_fails_the_task_with_124s_code(tmp_path: Path) -> None:
-    with Silent() as slow:
-        config = f"""
-            [models.backends.slow]
-            kind = "ollama"
-            model = "m"
-            url = "{slow.url}"
-        """
-        with Daemon(tmp_path / "home", config) as daemon:
-            session = daemon.session()
-            done = daemon.ctl("run", "-q", "-s", session.session_id, "--deadline", "1s", "Think")
-            assert (done.returncode, done.stdout) == (124, "")
-            (task,) = daemon.call(p.TaskList()).tasks
-            assert task.state == "failed"
+    with Silent() as slow, Daemon(tmp_path / "home", slow.config()) as daemon:
+        session = daemon.session()
+        done = daemon.ctl("run", "-q", "-s", session.session_id, "--deadline", "1s", "Think")
+        assert (done.returncode, done.stdout) == (124, "")
+        (task,) = daemon.call(p.TaskList()).tasks
+        assert task.state == "failed"
 
 
 def test_a_socket_that_is_handed_over_is_served_and_left_in_place(tmp_path: Path) -> None:

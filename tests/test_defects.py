@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import stat
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
 
 import msgspec
 import pytest
@@ -22,7 +19,7 @@ from aiosd.errors import (
     PermissionDenied,
     RateLimited,
 )
-from tests.daemon import Daemon
+from tests.daemon import Daemon, Refusing, Silent
 
 USER_TOOLS = '''
 from aiosd.tools import tool
@@ -75,45 +72,27 @@ def test_4_capable_without_a_model_is_a_typed_error_that_names_the_ways_out(daem
 
 
 def test_5_a_backend_that_fails_in_the_call_is_followed_by_the_next(tmp_path: Path) -> None:
-    with Refusing() as dead:
-        config = f"""
-            [models.tiers]
-            balanced = ["dead", "extractive"]
-            [models.backends.dead]
-            kind = "ollama"
-            model = "m"
-            url = "{dead.url}"
-        """
-        with Daemon(tmp_path / "home", config) as daemon:
-            result = daemon.run(
-                daemon.session(), "Which port?", inputs=(r.Input(name="n", text="The port is 8080."),)
-            )
+    with Refusing() as dead, Daemon(tmp_path / "home", dead.config("extractive")) as daemon:
+        result = daemon.run(
+            daemon.session(), "Which port?", inputs=(r.Input(name="n", text="The port is 8080."),)
+        )
     assert result.backend == "extractive"
     assert result.decision is not None
-    assert [c.backend for c in result.decision.candidates if c.rejected] == ["dead"]
+    assert [c.backend for c in result.decision.candidates if c.rejected] == ["small"]
 
 
 def test_6_a_latency_budget_steers_away_from_what_is_too_slow(tmp_path: Path) -> None:
-    with Silent() as slow:
-        config = f"""
-            [models.tiers]
-            balanced = ["slow", "extractive"]
-            [models.backends.slow]
-            kind = "ollama"
-            model = "m"
-            url = "{slow.url}"
-        """
-        with Daemon(tmp_path / "home", config) as daemon:
-            result = daemon.run(
-                daemon.session(),
-                "Which port?",
-                inputs=(r.Input(name="n", text="The port is 8080."),),
-                latency_budget_ms=100,
-            )
+    with Silent() as slow, Daemon(tmp_path / "home", slow.config("extractive")) as daemon:
+        result = daemon.run(
+            daemon.session(),
+            "Which port?",
+            inputs=(r.Input(name="n", text="The port is 8080."),),
+            latency_budget_ms=100,
+        )
     assert result.backend == "extractive"
     assert result.decision is not None
     (rejected,) = [c for c in result.decision.candidates if c.rejected]
-    assert rejected.backend == "slow" and "100 ms" in str(rejected.rejected)
+    assert rejected.backend == "small" and "100 ms" in str(rejected.rejected)
 
 
 def test_7_the_tools_a_session_may_use_reach_the_model(daemon: Daemon) -> None:
@@ -209,68 +188,13 @@ def test_14_recall_is_always_somebodys(daemon: Daemon) -> None:
 
 
 def test_15_a_task_is_on_the_disk_before_any_model_answers(tmp_path: Path) -> None:
-    with Silent() as slow:
-        config = f"""
-            [models.backends.slow]
-            kind = "ollama"
-            model = "m"
-            url = "{slow.url}"
-        """
-        with Daemon(tmp_path / "home", config) as daemon:
-            session = daemon.session()
-            task = daemon.start_task(session, "Think")
-            assert slow.asked.wait(30)
-            daemon.kill()
-            (tmp_path / "home" / "config.toml").unlink()
-            daemon.start()
-            after = daemon.call(p.TaskGet(task_id=task.task_id))
-            assert (after.task, after.number) == ("Think", task.number)
-            assert daemon.call(p.TaskWait(task_id=task.task_id)).state == "completed"
-
-
-class Listening:
-    """A TCP server on loopback whose connections do one thing."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self.asked = threading.Event()
-        self._held: list[socket.socket] = []
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        for connection in self._held:
-            connection.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self.answer(connection)
-
-    def answer(self, connection: socket.socket) -> None:
-        raise NotImplementedError
-
-
-class Refusing(Listening):
-    """Takes a request and hangs up."""
-
-    def answer(self, connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.close()
-
-
-class Silent(Listening):
-    """Takes a request and never answers it."""
-
-    def answer(self, connection: socket.socket) -> None:
-        connection.recv(65536)
-        self.asked.set()
-        self._held.append(connection)
+    with Silent() as slow, Daemon(tmp_path / "home", slow.config()) as daemon:
+        session = daemon.session()
+        task = daemon.start_task(session, "Think")
+        assert slow.asked.wait(30)
+        daemon.kill()
+        (tmp_path / "home" / "config.toml").unlink()
+        daemon.start()
+        after = daemon.call(p.TaskGet(task_id=task.task_id))
+        assert (after.task, after.number) == ("Think", task.number)
+        assert daemon.call(p.TaskWait(task_id=task.task_id)).state == "completed"
