@@ -45,6 +45,8 @@ def status(ctx: typer.Context) -> None:
                 *((name, path) for name, path in info.paths.items()),
             ]
         )
+        for problem in info.problems:
+            render.notice(f"not loaded: {problem}")
 
     with connect(ctx) as client:
         answer(ctx, client, SystemInfo(), text)

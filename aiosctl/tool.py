@@ -13,7 +13,7 @@ from aiosctl import render, resolve, session
 from aiosctl.client import Client, typed
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.errors import AiosError, InvalidParams, ToolFailed
-from aiosd.protocol import SessionClose, SessionCreate, ToolCall, ToolGet, ToolList, Tools
+from aiosd.protocol import SessionClose, SessionCreate, SystemInfo, ToolCall, ToolGet, ToolList, Tools
 from aiosd.records import ToolResult
 
 app = noun("Tools: what models may call.")
@@ -55,6 +55,9 @@ def tool_list(
         if session_id is not None:
             session_id = resolve.session(client, session_id)
         answer(ctx, client, ToolList(session_id=session_id), text)
+        if not quiet and not globals_of(ctx).json:
+            for problem in client.call(SystemInfo()).problems:
+                render.notice(f"not loaded: {problem}")
 
 
 @app.command("show", cls=Verb)
@@ -92,7 +95,7 @@ def tool_call(
 
     \b
     aiosctl tool call calculator expression="2 * 21"
-    aiosctl tool call search_files --args '{"pattern": "TODO"}'
+    aiosctl tool call search_files --args '{"text": "TODO"}'
     """
     if args is not None and pairs:
         raise InvalidParams("arguments are given as KEY=VALUE or as --args, not both")

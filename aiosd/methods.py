@@ -99,7 +99,8 @@ async def system_info(services: Services, peer: server.Peer, params: p.SystemInf
         sandbox="process",
         embedder="none",
         counts=rows | {"open_tasks": services.runner.open},
-        backends=tuple(b.name for b in await services.pool.backends()),
+        backends=await services.pool.names(),
+        problems=tuple(str(problem) for problem in await services.registry.problems()),
     )
 
 

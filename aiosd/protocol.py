@@ -74,6 +74,8 @@ class Info(Record, frozen=True, kw_only=True):
     """What turns text into vectors; `none` is BM25 alone."""
     counts: dict[str, int]
     backends: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    """What was passed over, and why: files of the user's tools that do not load."""
 
 
 class SystemInfo(Params[Info], frozen=True, kw_only=True):

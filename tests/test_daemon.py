@@ -263,3 +263,18 @@ def test_a_tool_that_fails_is_no_answer_but_the_reason_for_none(daemon: Daemon, 
     done = daemon.ctl("run", "-q", "Read the file missing.txt", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (78, "")
     assert "no answer: read_file failed" in done.stderr and "missing.txt" in done.stderr
+
+
+def test_a_tool_file_that_does_not_load_is_reported_and_keeps_no_other_away(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "tools"
+    folder.mkdir(parents=True)
+    (folder / "broken.py").write_text("import no_such_module\n")
+    (folder / "good.py").write_text(
+        "from aiosd.tools import tool\n\n@tool\ndef hello() -> str:\n    return 'hi'\n"
+    )
+    with Daemon(tmp_path / "home") as daemon:
+        listed = daemon.ctl("tool", "list")
+        assert "\nhello\t" in listed.stdout
+        assert "broken.py:1: " in listed.stderr and "no_such_module" in listed.stderr
+        assert "broken.py" in daemon.ctl("status").stderr
+        assert daemon.ctl("tool", "list", "--json").stderr == ""

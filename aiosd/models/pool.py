@@ -90,6 +90,10 @@ class Pool:
             raise too_dear
         raise router.no_model_fits(request, (*plan.rejected, *failed.values()), cost_usd=bill.usd)
 
+    async def names(self) -> tuple[str, ...]:
+        """Every backend, without asking how it stands."""
+        return tuple(await self._members())
+
     async def backends(self) -> tuple[BackendInfo, ...]:
         """Every backend as it stands now; each is probed, all at once."""
         members = await self._members()
