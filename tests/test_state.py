@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import signal
@@ -218,6 +217,35 @@ async def test_a_full_disk_is_told_and_survived(tmp_path: Path) -> None:
         assert await database.read(numbers) == [1, 2]
 
 
+async def test_a_disk_that_fills_up_in_a_group_is_told_to_all_of_it(tmp_path: Path) -> None:
+    gate = Gate()
+    told: list[str] = []
+    async with open_database(tmp_path / "aiosd.db") as database:
+
+        async def write(change: Callable[[Connection], None]) -> None:
+            with pytest.raises(LedgerFailed) as caught:
+                await database.write(change)
+            told.append(str(caught.value))
+
+        def shrink(c: Connection) -> None:
+            c.execute(
+                f"PRAGMA max_page_count = {c.execute('PRAGMA page_count').fetchone()[0] + 2}"
+            ).fetchone()
+
+        await database.write(shrink)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(database.write, gate)
+            await anyio.to_thread.run_sync(gate.entered.wait)
+            for change in (add(1), add(*range(4000, 4100)), add(2)):
+                tasks.start_soon(write, change)
+            await settled()
+            gate.open()
+        assert told == ["the ledger failed: database or disk is full"] * 3
+        assert await database.read(numbers) == []
+        await database.write(add(3))
+        assert await database.read(numbers) == [3]
+
+
 # --- waiting, cancelling, closing ----------------------------------------------------------------------
 
 
@@ -318,13 +346,20 @@ async def test_closing_does_what_was_accepted(tmp_path: Path) -> None:
     path = tmp_path / "aiosd.db"
     gate = Gate()
     async with anyio.create_task_group() as tasks:
+
+        async def open_gate_once_the_writer_is_closing(reader: threading.Thread) -> None:
+            await anyio.to_thread.run_sync(reader.join)  # the reader closes first
+            await settled()
+            gate.open()
+
         async with open_database(path) as database:
+            (reader,) = [thread for thread in threading.enumerate() if thread.name == "ledger-reader"]
             tasks.start_soon(database.write, gate)
             await anyio.to_thread.run_sync(gate.entered.wait)
             for number in range(50):
                 tasks.start_soon(database.write, add(number))
             await settled()
-            asyncio.get_running_loop().call_soon(gate.open)
+            tasks.start_soon(open_gate_once_the_writer_is_closing, reader)
         with pytest.raises(InvalidState, match="closed"):
             await database.write(add(99))
     async with open_database(path) as database:

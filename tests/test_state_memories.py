@@ -132,6 +132,8 @@ def test_no_query_with_a_scope_gives_a_row_outside_it(
         assert memories.fetch(c, everything * 2, scope) == inside
         seen = paged(c, scope, limit)
         assert {memory.memory_id: memory for memory in seen} == inside and len(seen) == len(inside)
+        added = list(inside.values())
+        assert seen == sorted(added, key=lambda one: (one.created_at, added.index(one)), reverse=True)
         assert memories.select(c, scope) == tuple(inside)
         noted = [memory for memory in seen if memory.kind != "task"]
         assert list(memories.notes(c, scope, limit)) == noted[:limit]
