@@ -370,11 +370,15 @@ async def test_a_cancelled_daemon_closes_its_ledger(tmp_path: Path) -> None:
     with anyio.CancelScope() as scope:
         async with open_database(tmp_path / "aiosd.db") as database:
             await database.write(add(1))
+            threads = [thread for thread in threading.enumerate() if thread.name.startswith("ledger-")]
             scope.cancel()
             await anyio.lowlevel.checkpoint()
     assert scope.cancelled_caught
     assert not (tmp_path / "aiosd.db-wal").exists()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ledger-")]
+    assert len(threads) == 2
+    for thread in threads:  # told that it has closed its file, we may still see it on its way out
+        await anyio.to_thread.run_sync(thread.join, PATIENCE_S)
+        assert not thread.is_alive()
 
 
 # --- whose file it is ----------------------------------------------------------------------------------
