@@ -27,6 +27,10 @@ class Watcher:
         self._behind = False
         self._wake = anyio.Event()
 
+    @property
+    def has_news(self) -> bool:
+        return self._wake.is_set()
+
     async def next(self) -> list[AnyEvent] | None:
         """What came since the last call, waiting if need be; None when kept events were skipped here: read
         them from the ledger."""

@@ -19,9 +19,11 @@ from aiosd import records as r
 from aiosd.errors import BudgetExhausted
 from aiosd.events import BACKLOG, Broker
 from aiosd.state import sessions, tasks
-from aiosd.state.database import open_database
+from aiosd.state.database import Connection, open_database
 from aiosd.tasks import context, steps
+from aiosd.tasks.agent import Hands
 from aiosd.tasks.budget import Budget, Cap, check
+from aiosd.tasks.runner import Runner
 from tests.daemon import Daemon
 
 pytestmark = pytest.mark.anyio
@@ -305,6 +307,30 @@ async def test_deltas_for_a_reader_that_does_not_read_are_bounded() -> None:
         got = await watcher.next()
     assert got is not None
     assert sum(len(e.text) for e in got if isinstance(e, r.TextEvent)) < 100_000
+
+
+async def test_watching_a_task_that_nobody_works_on_ends(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "db") as database, anyio.create_task_group() as running:
+        ours = session("any")
+        await database.write(lambda c: sessions.insert(c, ours, system=None))
+        params = p.SessionRun(session_id=ours.session_id, task="t")
+
+        def leave(c: Connection) -> None:
+            tasks.insert(c, TASK, ours.session_id, params=params, priority="normal", created_at=NOW)
+            tasks.append(c, r.StateEvent(task_id=TASK, seq=1, at=NOW, state="queued"))
+
+        await database.write(leave)
+        hands = Hands(
+            database=database,
+            broker=Broker(),
+            memory=None,  # type: ignore[arg-type]  # nothing runs here
+            registry=None,  # type: ignore[arg-type]
+            pool=None,  # type: ignore[arg-type]
+            budget=Budget(database, None, lambda: NOW),
+            tiers={},
+        )
+        with anyio.fail_after(30):
+            assert [e.seq async for e in Runner(hands, running).watch(TASK)] == [1]
 
 
 def test_every_kept_event_reaches_every_watcher_once_and_before_the_answer(daemon: Daemon) -> None:

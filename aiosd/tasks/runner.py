@@ -164,10 +164,6 @@ class Runner:
                 lambda c: tasks.events(c, task_id, after_seq)
             )
             seen = after_seq
-            if task_id not in self._runs:
-                task = await self._get(task_id)
-                if task.state in ENDED and not events:
-                    return
             while True:
                 for event in events:
                     if isinstance(event, TextEvent | ThinkingEvent):
@@ -177,14 +173,14 @@ class Runner:
                         yield event
                         if isinstance(event, StateEvent) and event.state in ENDED:
                             return
+                if task_id not in self._runs and not watcher.has_news:
+                    return  # it had ended, or nobody works on it
                 live = await watcher.next()
                 since = seen
                 events = (
                     live
                     if live is not None
-                    else await database.read(
-                        lambda c, since=since: tasks.events(c, task_id, since)  # type: ignore[misc]
-                    )
+                    else await database.read(lambda c, since=since: tasks.events(c, task_id, since))  # type: ignore[misc]
                 )
 
     async def _get(self, task_id: str) -> Task:
