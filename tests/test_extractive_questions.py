@@ -414,4 +414,4 @@ def test_answerable_questions_are_answered_and_the_others_abstained(ref: str) ->
             made_up += bool(quotes)
     assert right + wrong > 150 and abstained + made_up > 75
     assert right / (right + wrong) >= (0.80 if ref else 0.85)
-    assert abstained / (abstained + made_up) >= 0.90
+    assert abstained / (abstained + made_up) >= (0.85 if ref else 0.90)
