@@ -39,6 +39,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
 Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only of this kind, as in note or task.")]
 
 
+def _brief(source: str) -> str:
+    """For people the beginning of the id in `task:ID`; for programs all of it."""
+    made_by, colon, id = source.partition(":")
+    return f"{made_by}:{id[:8]}" if colon and len(id) == 36 and render.for_people() else source
+
+
 def moment(text: str) -> datetime:
     """ISO 8601; without a zone it is this machine's time. Raises ValueError."""
     return datetime.fromisoformat(text).astimezone()
@@ -144,7 +150,7 @@ def memory_list(
             render.table(
                 ["id", "created", "kind", "source", "content"],
                 [
-                    (id, each.created_at, each.kind, each.source, each.content)
+                    (id, each.created_at, each.kind, _brief(each.source), each.content)
                     for id, each in zip(ids, found.memories, strict=True)
                 ],
             )

@@ -31,6 +31,7 @@ from tests.aiosctl_double import (
     Double,
     Hangup,
     giving,
+    memory,
     message,
     result,
     session,
@@ -184,6 +185,14 @@ def test_a_list_fits_the_terminal(double: Double, ctl: Ctl, columns: int) -> Non
     if columns == 80:
         assert lines[0].split() == ["id", "state", "used", "user", "workspace", "title"]
         assert lines[1].startswith("aaaaaaaa-1 ")  # as long as it takes to tell them apart
+
+
+def test_ids_of_memories_are_readable_on_a_narrow_terminal(double: Double, ctl: Ctl) -> None:
+    kept = memory(kind="task", source="task:923fbd65-0000-4000-8000-000000000000", content="c" * 200)
+    double.answers["memory.list"] = giving({"memories": [kept]})
+    _, seen = Terminal(ctl, "memory", "list").end()
+    assert "33333333 " in seen and "task:923fbd65 " in seen
+    assert "task:923fbd65-0000-4000-8000-000000000000" in ctl("memory", "list").stdout
 
 
 def test_colour_is_left_out_where_it_is_not_wanted(double: Double, ctl: Ctl) -> None:
