@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, Literal
 
+import msgspec
 import typer
 
 from aiosctl import render, resolve
 from aiosctl.answer import Watch
+from aiosctl.client import Client
 from aiosctl.run import GRACE_S, Deadline
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
-from aiosd.errors import from_wire
-from aiosd.protocol import TaskCancel, TaskGet, TaskList, Tasks, TaskWait
-from aiosd.records import Task, TaskState
+from aiosd.errors import InvalidState, from_wire
+from aiosd.protocol import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, Tasks, TaskWait
+from aiosd.records import AnyEvent, Task, TaskState, ToolCallEvent, ToolResultEvent
 
 app = noun("Tasks: what was run, what runs, and what came of it.")
 
@@ -115,3 +118,47 @@ def task_cancel(ctx: typer.Context, id: Id) -> None:
 
     with connect(ctx) as client:
         answer(ctx, client, TaskCancel(task_id=resolve.task(client, id)), text)
+
+
+@app.command("resolve", cls=Verb)
+def task_resolve(
+    ctx: typer.Context,
+    id: Id,
+    action: Annotated[
+        Literal["retry", "skip", "done"], typer.Argument(help="Run it again, leave it, or take it as done.")
+    ],
+    call_id: Annotated[
+        str | None, typer.Option("--call", metavar="ID", help="This call; without it, every one in doubt.")
+    ] = None,
+) -> None:
+    """Say what became of a tool call that the daemon's end cut short; the task goes on from there.
+
+    \b
+    aiosctl task resolve @last done
+    """
+
+    def text(task: Task) -> None:
+        render.out(f"task {task.number} {task.state}")
+
+    with connect(ctx) as client:
+        task_id = resolve.task(client, id)
+        calls = [call_id] if call_id is not None else _in_doubt(client, task_id)
+        for call in calls[:-1]:
+            client.call(TaskResolve(task_id=task_id, call_id=call, action=action))
+        answer(ctx, client, TaskResolve(task_id=task_id, call_id=calls[-1], action=action), text)
+
+
+def _in_doubt(client: Client, task_id: str) -> list[str]:
+    """The ids of the calls that nobody knows the end of; one empty id where there is none, for the daemon to refuse."""
+    status: dict[str, str] = {}
+
+    def hear(method: str, params: msgspec.Raw) -> None:
+        match msgspec.json.decode(params, type=AnyEvent):
+            case ToolCallEvent() | ToolResultEvent() as event:
+                status[event.call_id] = event.status
+            case _:
+                pass
+
+    with suppress(InvalidState):  # so ends the replay of a task that waits for its user
+        client.ask(TaskAttach(task_id=task_id), on_notification=hear)
+    return [call for call, last in status.items() if last == "unknown"] or [""]

@@ -193,6 +193,11 @@ async def task_cancel(services: Services, peer: server.Peer, params: p.TaskCance
     return await services.runner.cancel(params.task_id)
 
 
+@handles(p.TaskResolve)
+async def task_resolve(services: Services, peer: server.Peer, params: p.TaskResolve) -> r.Task:
+    return await services.runner.resolve(params)
+
+
 @handles(p.TaskAttach)
 async def task_attach(services: Services, peer: server.Peer, params: p.TaskAttach) -> r.TaskResult:
     await _show(peer, services.runner.watch(params.task_id, params.after_seq))

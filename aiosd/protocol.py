@@ -234,6 +234,18 @@ class TaskCancel(Params[Task], frozen=True, kw_only=True):
     returns = Task
 
 
+class TaskResolve(Params[Task], frozen=True, kw_only=True):
+    """Says what became of a tool call that had begun when the daemon stopped: run it again, go on without it, or
+    take it as done."""
+
+    task_id: str
+    call_id: str
+    action: Literal["retry", "skip", "done"]
+
+    method = "task.resolve"
+    returns = Task
+
+
 class TaskAttach(Params[TaskResult], frozen=True, kw_only=True):
     """Replays the task's events after `after_seq`, goes on live, and ends with the result."""
 

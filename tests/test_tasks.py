@@ -53,8 +53,8 @@ def message(*calls: str, text: str = "", backend: str = "b") -> r.MessageEvent:
     return found
 
 
-def begun(call: str) -> Any:
-    return event(r.ToolCallEvent, call_id=call, name=f"tool_{call}", arguments={}, status="in_progress")
+def begun(call: str, status: str = "in_progress") -> Any:
+    return event(r.ToolCallEvent, call_id=call, name=f"tool_{call}", arguments={}, status=status)
 
 
 def ended(call: str) -> Any:
@@ -75,9 +75,11 @@ QUEUED = event(r.ProgressEvent, stage="queued", detail="place 2")
         ([WORKING, RECALLED], steps.Infer),
         ([WORKING, RECALLED, QUEUED], steps.Infer),
         ([WORKING, RECALLED, message("a")], steps.CallTools),
-        ([WORKING, RECALLED, message("a"), begun("a")], steps.Interrupted),
+        ([WORKING, RECALLED, message("a"), begun("a")], steps.Doubt),
+        ([WORKING, RECALLED, message("a"), begun("a"), begun("a", "unknown")], steps.Doubt),
+        ([WORKING, RECALLED, message("a"), begun("a", "unknown"), begun("a", "pending")], steps.CallTools),
         ([WORKING, RECALLED, message("a", "b"), begun("a"), ended("a")], steps.CallTools),
-        ([WORKING, RECALLED, message("a", "b"), begun("a"), begun("b"), ended("b")], steps.Interrupted),
+        ([WORKING, RECALLED, message("a", "b"), begun("a"), begun("b"), ended("b")], steps.Doubt),
         ([WORKING, RECALLED, message("a"), begun("a"), ended("a")], steps.Infer),
         ([WORKING, RECALLED, message("a"), begun("a"), ended("a"), message("a")], steps.CallTools),
         ([WORKING, RECALLED, message()], steps.Answer),
@@ -85,6 +87,12 @@ QUEUED = event(r.ProgressEvent, stage="queued", detail="place 2")
 )
 def test_the_next_step_follows_from_the_journal_alone(journal: Sequence[r.Kept], action: type) -> None:
     assert type(steps.next(journal)) is action
+
+
+def test_a_call_in_doubt_is_made_again_only_if_that_does_no_harm() -> None:
+    journal = [WORKING, RECALLED, message("a", "b"), begun("a"), begun("b"), ended("b")]
+    assert isinstance(steps.next(journal, repeatable={"tool_a"}), steps.CallTools)
+    assert isinstance(steps.next(journal, repeatable={"tool_b"}), steps.Doubt)
 
 
 def test_only_the_calls_without_a_result_are_made() -> None:

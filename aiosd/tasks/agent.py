@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import msgspec
 
 from aiosd.child import ChildDied
-from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits
+from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits, NotFound
 from aiosd.events import Broker
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.models.backend import Reply, TextDelta, ThinkingDelta
@@ -19,6 +19,7 @@ from aiosd.models.pool import Pool
 from aiosd.protocol import SessionRun
 from aiosd.records import (
     ENDED,
+    CallStatus,
     Event,
     Kept,
     MessageEvent,
@@ -99,6 +100,8 @@ class Agent:
         self._clock = clock
         self._turns: tuple[Turn, ...] = ()
         self._partial = ""
+        self._repeatable: frozenset[str] = frozenset()
+        """Tools whose calls do no harm when made again."""
 
     @property
     def is_over(self) -> bool:
@@ -106,7 +109,7 @@ class Agent:
         return isinstance(last, StateEvent) and last.state in ENDED
 
     async def run(self) -> None:
-        """Works until the task has an outcome, and keeps it. A bug rises."""
+        """Works until the task has an outcome, or needs the user, and keeps that. A bug rises."""
         try:
             with anyio.fail_after(self._params.timeout_s):
                 answer = await self._work()
@@ -117,17 +120,56 @@ class Agent:
         except AiosError as exc:
             await self.end("failed", exc)
         else:
-            await self._complete(answer)
+            if answer is not None:
+                await self._complete(answer)
 
-    async def _work(self) -> steps.Answer:
+    async def resolve(self, call_id: str, action: Literal["retry", "skip", "done"]) -> bool:
+        """Keeps what the user says of a call that nobody knows the end of; True if the task can go on.
+
+        Raises InvalidState for a task that does not ask, NotFound for a call that is not in doubt."""
+        doubt = self._next()
+        if not isinstance(doubt, steps.Doubt):
+            raise InvalidState(f"task {self._task.number} asks nothing")
+        call = next((c for c in doubt.calls if c.call_id == call_id), None)
+        if call is None:
+            asked = ", ".join(c.call_id for c in doubt.calls)
+            raise NotFound(f"task {self._task.number} has no call {call_id!r} in doubt; it has: {asked}")
+        if action == "retry":
+            settled: Kept = self._tool_call(call, "pending")
+        else:
+            settled = self._tool_result(
+                call,
+                "completed" if action == "done" else "failed",
+                "The user says that it was done; what it gave is not known."
+                if action == "done"
+                else "The user skipped it; whether it took effect is not known.",
+            )
+        goes_on = not isinstance(self._next(settled), steps.Doubt)
+        await self._record(settled, *([self._new(StateEvent, ahead=1, state="working")] if goes_on else []))
+        return goes_on
+
+    def _next(self, *more: Kept) -> steps.Action:
+        return steps.next(
+            [*self._journal, *more] if more else self._journal,
+            max_steps=self._params.max_steps or steps.MAX_STEPS,
+            repeatable=self._repeatable,
+        )
+
+    async def _work(self) -> steps.Answer | None:
         self._turns = await self._hands.database.read(
             lambda c: sessions.turns(c, self._session.session_id, context.TURNS)
         )
-        if not any(isinstance(e, StateEvent) and e.state == "working" for e in self._journal):
+        states = [e.state for e in self._journal if isinstance(e, StateEvent)]
+        if not states or states[-1] != "working":
             await self._record(self._new(StateEvent, state="working"))
-        max_steps = self._params.max_steps or steps.MAX_STEPS
+        else:  # a daemon before this one was at it
+            self._repeatable = frozenset(
+                tool.name
+                for tool in await self._hands.registry.list()
+                if tool.annotations.get("readOnlyHint") or tool.annotations.get("idempotentHint")
+            )
         while True:
-            match steps.next(self._journal, max_steps=max_steps):
+            match self._next():
                 case steps.Recall():
                     await self._recall()
                 case steps.Infer():
@@ -136,12 +178,11 @@ class Agent:
                     async with anyio.create_task_group() as together:
                         for call in calls:
                             together.start_soon(self._call, call)
-                case steps.Interrupted(calls):
-                    names = ", ".join(call.name for call in calls)
-                    raise InvalidState(
-                        f"the daemon stopped while {names} ran; whether it took effect is not known, so it was"
-                        " not run again"
-                    )
+                case steps.Doubt(calls):
+                    for call in calls:
+                        await self._record(self._tool_call(call, "unknown"))
+                    await self._record(self._new(StateEvent, state="input_required"))
+                    return None
                 case steps.Answer() as answer:
                     return answer
 
@@ -214,15 +255,7 @@ class Agent:
 
     async def _call(self, call: ToolUse) -> None:
         """A tool's failure is told to the model, which may do better."""
-        await self._record(
-            self._new(
-                ToolCallEvent,
-                call_id=call.call_id,
-                name=call.name,
-                arguments=call.arguments,
-                status="in_progress",
-            )
-        )
+        await self._record(self._tool_call(call, "in_progress"))
         try:
             self._allow(call)
             result = await self._hands.registry.call(
@@ -231,15 +264,15 @@ class Agent:
             failed, text = result.is_error, "\n".join(block.text for block in result.content)
         except AiosError as exc:
             failed, text = True, str(exc)
-        await self._record(
-            self._new(
-                ToolResultEvent,
-                call_id=call.call_id,
-                name=call.name,
-                status="failed" if failed else "completed",
-                text=text,
-            )
+        await self._record(self._tool_result(call, "failed" if failed else "completed", text))
+
+    def _tool_call(self, call: ToolUse, status: CallStatus) -> ToolCallEvent:
+        return self._new(
+            ToolCallEvent, call_id=call.call_id, name=call.name, arguments=call.arguments, status=status
         )
+
+    def _tool_result(self, call: ToolUse, status: CallStatus, text: str) -> ToolResultEvent:
+        return self._new(ToolResultEvent, call_id=call.call_id, name=call.name, status=status, text=text)
 
     def _allow(self, call: ToolUse) -> None:
         """A model may name any tool; what the run was narrowed to still holds."""

@@ -21,7 +21,7 @@ from aiosd.errors import (
     Overloaded,
     from_wire,
 )
-from aiosd.protocol import SessionRun
+from aiosd.protocol import SessionRun, TaskResolve
 from aiosd.records import (
     ENDED,
     AnyEvent,
@@ -62,6 +62,7 @@ class Runner:
         self._hands = hands
         self._running = running
         self._runs: dict[str, Run] = {}
+        self._resolving: set[str] = set()
 
     @property
     def open(self) -> int:
@@ -104,33 +105,57 @@ class Runner:
 
         session, system, task, queued = await self._hands.database.write(create)
         if queued:
-            self._go(session, system, task, params, queued)
+            self._go(task, Agent(self._hands, session, system, task, params, queued), queued)
         return task
 
     async def recover(self) -> int:
-        """Takes up every task that a daemon before this one left open, from where its journal ends."""
-
-        def read(c: Connection) -> list[tuple[Session, str | None, Task, SessionRun, tuple[Kept, ...]]]:
-            return [
-                (
-                    sessions.get(c, task.session_id),
-                    sessions.system(c, task.session_id),
-                    task,
-                    tasks.params(c, task.task_id),
-                    tasks.events(c, task.task_id),
-                )
-                for task in tasks.unended(c)
-            ]
-
-        left = await self._hands.database.read(read)
-        for session, system, task, params, journal in left:
-            self._go(session, system, task, params, journal)
+        """Takes up every task that a daemon before this one left open, from where its journal ends. Those that
+        wait for the user go on waiting."""
+        left = [t for t in await self._hands.database.read(tasks.unended) if t.state != "input_required"]
+        for task in left:
+            self._go(task, *await self._reopen(task))
         return len(left)
+
+    async def resolve(self, params: TaskResolve) -> Task:
+        """Settles one call of a task that waits for that, which goes on once nothing is in doubt any more.
+
+        Raises NotFound for the task or the call, InvalidState for a task that does not wait."""
+        task = await self._get(params.task_id)
+        if task.state != "input_required" or task.task_id in self._runs:
+            raise InvalidState(f"task {task.number} is {task.state}: it asks nothing")
+        if task.task_id in self._resolving:
+            raise InvalidState(f"task {task.number} is being resolved")
+        self._resolving.add(task.task_id)
+        try:
+            agent, journal = await self._reopen(task)
+            if await agent.resolve(params.call_id, params.action):
+                self._go(task, agent, journal)
+        finally:
+            self._resolving.discard(task.task_id)
+        return await self._get(task.task_id)
+
+    async def _reopen(self, task: Task) -> tuple[Agent, tuple[Kept, ...]]:
+        """The task's agent, where its journal ends, and that journal."""
+
+        def read(c: Connection) -> tuple[Session, str | None, SessionRun, tuple[Kept, ...]]:
+            return (
+                sessions.get(c, task.session_id),
+                sessions.system(c, task.session_id),
+                tasks.params(c, task.task_id),
+                tasks.events(c, task.task_id),
+            )
+
+        session, system, params, journal = await self._hands.database.read(read)
+        return Agent(self._hands, session, system, task, params, journal), journal
 
     async def cancel(self, task_id: str) -> Task:
         """The task as it is once it has ended. Raises NotFound, and InvalidState if it had ended before."""
         task = await self._get(task_id)
         run = self._runs.get(task_id)
+        if run is None and task.state == "input_required":
+            agent, _ = await self._reopen(task)
+            await agent.end("cancelled", Cancelled("the task was cancelled"))
+            return await self._get(task_id)
         if run is None:
             raise InvalidState(f"task {task.number} is {task.state} already")
         run.cancelled = True
@@ -173,6 +198,9 @@ class Runner:
                         yield event
                         if isinstance(event, StateEvent) and event.state in ENDED:
                             return
+                last = events[-1] if events else None
+                if isinstance(last, StateEvent) and last.state == "input_required":
+                    return  # who answers the request tells that it waits for its user
                 if task_id not in self._runs and not watcher.has_news:
                     return  # it had ended, or nobody works on it
                 live = await watcher.next()
@@ -186,10 +214,8 @@ class Runner:
     async def _get(self, task_id: str) -> Task:
         return await self._hands.database.read(lambda c: tasks.get(c, task_id))
 
-    def _go(
-        self, session: Session, system: str | None, task: Task, params: SessionRun, journal: tuple[Kept, ...]
-    ) -> None:
-        run = Run(Agent(self._hands, session, system, task, params, journal))
+    def _go(self, task: Task, agent: Agent, journal: tuple[Kept, ...]) -> None:
+        run = Run(agent)
         self._runs[task.task_id] = run
         self._hands.broker.publish(*journal)
         self._running.start_soon(self._work, run, task, name=f"task {task.number}")
@@ -243,4 +269,10 @@ def _outcome(task: Task) -> TaskResult:
         return task.result
     if task.error is not None:
         raise from_wire(task.error)
+    if task.state == "input_required":
+        raise InvalidState(
+            f"task {task.number} needs you: the daemon stopped while a tool ran, and nobody knows whether it took"
+            " effect",
+            hint=f"aiosctl task resolve {task.number} retry|skip|done",
+        )
     raise InvalidState(f"task {task.number} is {task.state}: the daemon is stopping")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -26,10 +26,10 @@ class CallTools(msgspec.Struct, frozen=True):
     calls: tuple[ToolUse, ...]
 
 
-class Interrupted(msgspec.Struct, frozen=True):
-    """These calls had begun when the daemon stopped: nobody knows whether they took effect."""
+class Doubt(msgspec.Struct, frozen=True):
+    """These calls had begun when the daemon stopped, and nobody knows whether they took effect: ask the user."""
 
-    calls: tuple[ToolCallEvent, ...]
+    calls: tuple[ToolUse, ...]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -39,11 +39,17 @@ class Answer(msgspec.Struct, frozen=True):
     out_of_steps: bool
 
 
-Action = Recall | Infer | CallTools | Interrupted | Answer
+Action = Recall | Infer | CallTools | Doubt | Answer
 
 
-def next(journal: Sequence[Kept], *, max_steps: int = MAX_STEPS) -> Action:
-    """The next action: recall, then infer and call tools in turn, until a reply asks for no tool."""
+def next(
+    journal: Sequence[Kept], *, max_steps: int = MAX_STEPS, repeatable: Collection[str] = frozenset()
+) -> Action:
+    """The next action: recall, then infer and call tools in turn, until a reply asks for no tool.
+
+    A call that began and has no result is made again if its tool is among the `repeatable` ones, or once the
+    user said so (`pending` again).
+    """
     places = [i for i, e in enumerate(journal) if isinstance(e, MessageEvent)]
     if not places:
         recalled = any(isinstance(e, ProgressEvent) and e.stage == "recalled" for e in journal)
@@ -52,13 +58,16 @@ def next(journal: Sequence[Kept], *, max_steps: int = MAX_STEPS) -> Action:
     assert isinstance(last, MessageEvent)
     since = journal[places[-1] + 1 :]  # backends may give the same call_id again in each reply
     ended = {e.call_id for e in since if isinstance(e, ToolResultEvent)}
-    begun = [e for e in since if isinstance(e, ToolCallEvent) and e.call_id not in ended]
-    if begun:
-        return Interrupted(tuple(begun))
-    if waiting := tuple(call for call in last.tool_calls if call.call_id not in ended):
-        if len(places) >= max_steps:
-            return Answer(last, out_of_steps=True)
-        return CallTools(waiting)
+    status = {e.call_id: e.status for e in since if isinstance(e, ToolCallEvent)}
+    waiting = tuple(call for call in last.tool_calls if call.call_id not in ended)
+    if doubtful := tuple(
+        call
+        for call in waiting
+        if status.get(call.call_id, "pending") != "pending" and call.name not in repeatable
+    ):
+        return Doubt(doubtful)
+    if waiting:
+        return Answer(last, out_of_steps=True) if len(places) >= max_steps else CallTools(waiting)
     if last.tool_calls:
         return Infer()
     return Answer(last, out_of_steps=False)

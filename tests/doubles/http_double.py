@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -52,6 +52,8 @@ class HttpDouble:
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
         self.scripts: list[Script] = []
+        self.choose: Callable[[dict[str, Any]], Script] | None = None
+        """By the request's body, instead."""
         self.seen: list[Seen] = []
         self.arrived = asyncio.Event()
         """A chat request came in."""
@@ -118,7 +120,10 @@ class HttpDouble:
         if not seen.path.endswith(("/chat", "/chat/completions")):
             status, value = self.other(seen)
             return await send(writer, status, value, {})
-        script = self.scripts.pop(0) if self.scripts else self.script
+        if self.choose is not None:
+            script = self.choose(seen.body)
+        else:
+            script = self.scripts.pop(0) if self.scripts else self.script
         self.arrived.set()
         if script.location is not None:
             return await send(writer, 307, {}, {"Location": script.location})
