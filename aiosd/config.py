@@ -34,6 +34,8 @@ class Backend(Section, frozen=True, kw_only=True):
     price_in: float = 0.0
     """Dollars per million tokens."""
     price_out: float = 0.0
+    context: int | None = None
+    """Tokens of an Ollama model's window; default what the model takes, at most 8192."""
     local: bool | None = None
     """Overrides what the address says."""
 
@@ -159,6 +161,8 @@ def _checked(name: str, backend: Backend) -> Backend:
         raise _Wrong(f"{where}.url: expected the server's address, as in https://api.openai.com/v1")
     if backend.slots < 1:
         raise _Wrong(f"{where}.slots: expected a number >= 1, got {backend.slots}")
+    if backend.context is not None and backend.context < 1:
+        raise _Wrong(f"{where}.context: expected a number of tokens >= 1, got {backend.context}")
     if backend.price_in < 0 or backend.price_out < 0:
         raise _Wrong(f"{where}: expected prices >= 0")
     if backend.key_env and backend.key_file:

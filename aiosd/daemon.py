@@ -64,13 +64,14 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
             open_pool(config, environ) as pool,
         ):
             broker = Broker()
+            budget = Budget(database, config.budget.day_usd, lambda: datetime.now(UTC))
             hands = Hands(
                 database=database,
                 broker=broker,
                 memory=memory,
                 registry=registry,
                 pool=pool,
-                budget=Budget(database, config.budget.day_usd, lambda: datetime.now(UTC)),
+                budget=budget,
                 tiers={name: agent.tier for name, agent in config.agents.items()},
             )
             async with open_runner(hands) as runner:
@@ -82,6 +83,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                     memory=memory,
                     registry=registry,
                     pool=pool,
+                    budget=budget,
                     runner=runner,
                     stop=stop,
                     started=started,

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from aiosd.errors import BY_CODE
-from aiosd.protocol import Params, SessionRun
+from aiosd.protocol import MODEL_TEXT, TASK_EVENT, Params, SessionRun
 from aiosd.records import AnyEvent, Task
 
 VERSION = version("aiosd")
@@ -60,5 +60,15 @@ def _document(methods: tuple[type[Params[Any]], ...]) -> dict[str, Any]:
                 for code, cls in sorted(BY_CODE.items())
             },
         },
-        "x-notifications": [{"name": "task.event", "params": event}],
+        "x-notifications": [
+            {"name": TASK_EVENT, "params": event},
+            {
+                "name": MODEL_TEXT,
+                "params": {
+                    "type": "object",
+                    "properties": {"text": {"type": "string"}},
+                    "required": ["text"],
+                },
+            },
+        ],
     }

@@ -26,6 +26,8 @@ from aiosd.state import memories, sessions, tasks
 from aiosd.state.database import Database, counts
 from aiosd.state.memories import Scope
 from aiosd.tasks.admission import admit
+from aiosd.tasks.budget import Budget
+from aiosd.tasks.inference import infer, model_request
 from aiosd.tasks.runner import Runner
 from aiosd.tools.registry import Registry
 
@@ -40,6 +42,7 @@ class Services(msgspec.Struct, frozen=True):
     memory: Memories
     registry: Registry
     pool: Pool
+    budget: Budget
     runner: Runner
     stop: anyio.Event
     started: float
@@ -315,6 +318,26 @@ async def agent_list(services: Services, peer: server.Peer, params: p.AgentList)
 @handles(p.ModelList)
 async def model_list(services: Services, peer: server.Peer, params: p.ModelList) -> p.Backends:
     return p.Backends(backends=await services.pool.backends())
+
+
+@handles(p.ModelRoute)
+async def model_route(services: Services, peer: server.Peer, params: p.ModelRoute) -> r.Decision:
+    return await services.pool.route(model_request(params))
+
+
+@handles(p.ModelInfer)
+async def model_infer(services: Services, peer: server.Peer, params: p.ModelInfer) -> r.Reply:
+    async def on_text(text: str) -> None:
+        await peer.notify(p.MODEL_TEXT, {"text": text})
+
+    return await infer(
+        services.pool, services.budget, services.database, params, on_text if params.stream else None
+    )
+
+
+@handles(p.ModelEmbed)
+async def model_embed(services: Services, peer: server.Peer, params: p.ModelEmbed) -> r.Embedded:
+    return await services.pool.embed(params.texts)
 
 
 async def _session(services: Services, session_id: str) -> r.Session:

@@ -7,18 +7,22 @@ result. One is added here, then in `methods.py`, then as a verb of aiosctl.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
 
 from aiosd.records import (
     Agent,
     BackendInfo,
+    Decision,
+    Embedded,
     Input,
     Memory,
+    Message,
     Priority,
     Privacy,
     Record,
+    Reply,
     ScoredMemory,
     Session,
     SessionState,
@@ -29,6 +33,7 @@ from aiosd.records import (
     Tier,
     Tool,
     ToolResult,
+    ToolSpec,
     Turn,
 )
 
@@ -38,7 +43,12 @@ PROTOCOL = 1
 TASK_EVENT = "task.event"
 """The notification that carries an event to whoever watches its task."""
 
+MODEL_TEXT = "model.text"
+"""The notification that carries a piece of the text that a streamed `model.infer` writes: `{text}`."""
+
 R = TypeVar("R")
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Params(
@@ -420,3 +430,44 @@ class ModelList(Params[Backends], frozen=True, kw_only=True):
 
     method = "model.list"
     returns = Backends
+
+
+class ModelAsked(msgspec.Struct, frozen=True, kw_only=True):
+    """What `model.route` and `model.infer` are asked."""
+
+    messages: Annotated[tuple[Message, ...], msgspec.Meta(min_length=1)]
+    tier: Tier = "balanced"
+    task_type: TaskType = "reasoning"
+    max_tokens: Positive = 2000
+    latency_budget_ms: Positive | None = None
+    """Steers the choice; no deadline."""
+    tools: tuple[ToolSpec, ...] = ()
+    schema: dict[str, Any] | None = None
+    privacy: Privacy = "any"
+    backend: str | None = None
+
+
+class ModelRoute(ModelAsked, Params[Decision], frozen=True, kw_only=True):
+    """Which backend would be asked now and why; no model is sent anything."""
+
+    method = "model.route"
+    returns = Decision
+
+
+class ModelInfer(ModelAsked, Params[Reply], frozen=True, kw_only=True):
+    """One reply of a model, without a session: nothing is remembered. What it costs counts against the day's
+    cap. With `stream` its text comes before as `model.text {text}` notifications, so ask for one at a time."""
+
+    stream: bool = False
+
+    method = "model.infer"
+    returns = Reply
+
+
+class ModelEmbed(Params[Embedded], frozen=True, kw_only=True):
+    """Texts as vectors, made on this machine or not at all."""
+
+    texts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+
+    method = "model.embed"
+    returns = Embedded

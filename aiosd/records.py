@@ -74,6 +74,8 @@ class Decision(Record, frozen=True, kw_only=True):
     reason: str
     candidates: tuple[Candidate, ...]
     took_s: float | None = None
+    truncated: str | None = None
+    """Where the backend read less of the prompt than it was sent: a sentence that says how much."""
 
 
 class TaskResult(Record, frozen=True, kw_only=True):
@@ -203,6 +205,13 @@ class BackendInfo(Record, frozen=True, kw_only=True):
     price_in: float
     price_out: float
     """Dollars per million tokens."""
+    resident: bool | None = None
+    """In memory, so that a request need not load it; None where nobody can say."""
+    queued: int = 0
+    tokens_per_s: float | None = None
+    first_token_s: float | None = None
+    retry_in_s: float | None = None
+    """Until it is asked again after a failure; None while it is asked."""
 
 
 class Input(Record, frozen=True, kw_only=True):
@@ -210,6 +219,64 @@ class Input(Record, frozen=True, kw_only=True):
 
     name: str
     text: str
+
+
+class ToolUse(Record, frozen=True, kw_only=True):
+    """A model asks for a tool."""
+
+    call_id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class Message(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message of a conversation with a model, the oldest first."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: tuple[ToolUse, ...] = ()
+    """Of an assistant's message."""
+    call_id: str | None = None
+    """Of a tool's message: the call it answers."""
+    name: str | None = None
+    """Of a tool's message: the tool."""
+    failed: bool = False
+    """Of a tool's message: it is an error."""
+
+
+class ToolSpec(
+    Record, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"input_schema": "inputSchema"}
+):
+    """A tool as a model sees it."""
+
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+
+
+class Reply(Record, frozen=True, kw_only=True):
+    """A model's whole reply, with who gave it and why."""
+
+    text: str
+    thinking: str
+    tool_calls: tuple[ToolUse, ...]
+    stop_reason: StopReason
+    generated: bool
+    abstained: bool
+    sources: tuple[Source, ...]
+    usage: Tokens
+    cost_usd: float
+    backend: str
+    model: str
+    decision: Decision
+
+
+class Embedded(Record, frozen=True, kw_only=True):
+    """Vectors in the order of the texts."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    dim: int
 
 
 # --- events of a task ----------------------------------------------------------------------------------
@@ -240,14 +307,6 @@ class ProgressEvent(Event, frozen=True, kw_only=True, tag="progress", omit_defau
 
 class RouteEvent(Event, frozen=True, kw_only=True, tag="route"):
     decision: Decision
-
-
-class ToolUse(Record, frozen=True, kw_only=True):
-    """A model asks for a tool."""
-
-    call_id: str
-    name: str
-    arguments: dict[str, Any]
 
 
 class MessageEvent(Event, frozen=True, kw_only=True, tag="message"):

@@ -12,11 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS: list[set[str]] = [
-    {"errors", "framing", "records", "protocol", "paths"},
+    {"addresses", "errors", "framing", "records", "protocol", "paths"},
     {
         "config",
         "models.backend",
         "models.router",
+        "models.window",
         "tools.schema",
         "tools.policy",
         "tools.limits",

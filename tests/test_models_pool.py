@@ -375,7 +375,7 @@ async def test_backends_says_how_each_one_stands() -> None:
         "extractive": "up",
     }
     assert infos["gone"].reason == f"no Ollama answers at {NOWHERE}; start it with: ollama serve"
-    assert infos["absent"].reason == "Ollama has no model `tiny`; get it with: ollama pull tiny"
+    assert infos["absent"].reason == "Ollama has no model `tiny`; get it with: aiosctl model pull tiny"
     assert "without a key" in (infos["locked"].reason or "")
     assert (infos["there"].tiers, infos["there"].price_out) == (("fast", "capable"), 10.0)
     assert (infos["here"].slots, infos["here"].local, infos["there"].local) == (2, True, False)

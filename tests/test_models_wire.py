@@ -12,7 +12,7 @@ from typing import Any, Literal
 import anyio
 import pytest
 
-from aiosd import config
+from aiosd import addresses, config
 from aiosd.models import ollama
 from aiosd.models.backend import (
     Backend,
@@ -236,9 +236,10 @@ async def test_where_nobody_listens_it_says_where_and_comes_back_soon(kind: Kind
 async def test_a_model_that_ollama_does_not_have_can_be_pulled() -> None:
     async with serving("ollama", model="tiny:1b") as (backend, double):
         assert (
-            str(await failure(backend)) == "Ollama has no model `tiny:1b`; get it with: ollama pull tiny:1b"
+            str(await failure(backend))
+            == "Ollama has no model `tiny:1b`; get it with: aiosctl model pull tiny:1b"
         )
-        assert "ollama pull tiny:1b" in (await backend.probe() or "")
+        assert "aiosctl model pull tiny:1b" in (await backend.probe() or "")
         assert double.chats() == []
 
 
@@ -451,4 +452,4 @@ async def _hang(*_: object) -> None:
     ],
 )
 def test_ollama_host_is_read_as_ollama_writes_it(host: str, url: str) -> None:
-    assert ollama.address(host) == url
+    assert addresses.ollama(host) == url

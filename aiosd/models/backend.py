@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, Literal, Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from aiosd.records import Decision, Privacy, Source, StopReason, TaskType, Tier, Tokens, ToolUse
+from aiosd.records import (
+    Embedded,
+    Message,
+    Privacy,
+    Reply,
+    Source,
+    StopReason,
+    TaskType,
+    Tier,
+    Tokens,
+    ToolSpec,
+    ToolUse,
+)
 
-
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One message of the conversation, the oldest first."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    tool_calls: tuple[ToolUse, ...] = ()
-    """Of an assistant's message."""
-    call_id: str | None = None
-    """Of a tool's message: the call it answers."""
-    name: str | None = None
-    """Of a tool's message: the tool."""
-    failed: bool = False
-    """Of a tool's message: it is an error."""
-
-
-class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as a model sees it."""
-
-    name: str
-    description: str
-    input_schema: dict[str, Any]
+__all__ = [
+    "Backend",
+    "BackendFailed",
+    "Delta",
+    "Done",
+    "Embedded",
+    "Embedder",
+    "Message",
+    "ModelRequest",
+    "Reply",
+    "TextDelta",
+    "ThinkingDelta",
+    "ToolCallDelta",
+    "ToolSpec",
+]
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,14 +96,6 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 Delta = TextDelta | ThinkingDelta | ToolCallDelta | Done
 
 
-class Embedded(msgspec.Struct, frozen=True, kw_only=True):
-    """Vectors in the order of the texts. A backend that has them offers `embed(texts) -> Embedded`."""
-
-    vectors: tuple[tuple[float, ...], ...]
-    model: str
-    dim: int
-
-
 class BackendFailed(Exception):
     """A backend did not answer: str() says how. The pool decides what follows; it never crosses the wire."""
 
@@ -138,18 +135,13 @@ class Backend(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole reply with who gave it and why."""
+@runtime_checkable
+class Embedder(Protocol):
+    """A backend that also turns texts into vectors."""
 
-    text: str
-    thinking: str
-    tool_calls: tuple[ToolUse, ...]
-    stop_reason: StopReason
-    generated: bool
-    abstained: bool
-    sources: tuple[Source, ...]
-    usage: Tokens
-    cost_usd: float
-    backend: str
     model: str
-    decision: Decision
+    local: bool
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """A vector for each text, in their order. Raises BackendFailed, also where the model makes none."""
+        ...

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 
 import anyio
 
-from aiosd import config
+from aiosd import addresses, config
 from aiosd.config import TIERS
 from aiosd.models.backend import BackendFailed
 from aiosd.models.endpoint import Endpoint
-from aiosd.models.ollama import USUAL, Model, Ollama, Server, address
+from aiosd.models.ollama import Model, Ollama, Server
 from aiosd.models.router import PULL, Standing
 from aiosd.records import Tier
 
@@ -30,8 +30,7 @@ class Discovery:
     """
 
     def __init__(self, environ: Mapping[str, str], clock: Callable[[], float]) -> None:
-        host = environ.get("OLLAMA_HOST", "").strip()
-        self._url = address(host) if host else USUAL
+        self._url = addresses.ollama(environ.get("OLLAMA_HOST", ""))
         self._server = Server(Endpoint(NAME, self._backend(""), self._url, environ))
         self._clock = clock
         self._looked_at = -math.inf

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from aiosd import config
-from aiosd.errors import ConfigError
+from aiosd import addresses, config
 from aiosd.models.backend import (
     BackendFailed,
     Delta,
     Done,
+    Embedded,
     Message,
     ModelRequest,
     TextDelta,
@@ -40,6 +39,7 @@ from aiosd.models.endpoint import (
     said,
 )
 from aiosd.models.router import must_stay, outgoing
+from aiosd.models.window import BYTES_PER_TOKEN, cut, learnt, refusal, size_bytes
 from aiosd.records import Tokens, ToolUse
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PORT = 11434
-USUAL = f"http://127.0.0.1:{PORT}"
+CONTEXT_MOST = 8192
+"""Tokens of a window that the config does not set: what a model could take is often more than the machine's memory."""
+CONTEXT_UNKNOWN = 4096
+"""Where the server does not say what the model could take: Ollama's own default."""
 
 
 class _Function(msgspec.Struct):
@@ -75,6 +77,10 @@ class _Chunk(msgspec.Struct):
     done_reason: str | None = None
     prompt_eval_count: int = 0
     eval_count: int = 0
+    load_duration: int | None = None
+    """These in nanoseconds."""
+    prompt_eval_duration: int | None = None
+    eval_duration: int | None = None
     remote_host: str | None = None
 
 
@@ -82,6 +88,27 @@ class _Show(msgspec.Struct):
     capabilities: frozenset[str] = frozenset({"completion", "tools"})
     """Servers of before 2025 do not say; what they cannot do they refuse with a sentence."""
     remote_host: str | None = None
+    model_info: dict[str, Any] | None = None
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model was made for: `llama.context_length`, by the name of its architecture."""
+        for key, value in (self.model_info or {}).items():
+            if key.endswith(".context_length") and isinstance(value, int):
+                return value
+        return None
+
+
+class _Loaded(msgspec.Struct):
+    name: str
+
+
+class _Ps(msgspec.Struct):
+    models: list[_Loaded] | None = None
+
+
+class _Embeddings(msgspec.Struct):
+    embeddings: tuple[tuple[float, ...], ...]
 
 
 class _Details(msgspec.Struct):
@@ -161,6 +188,14 @@ class Server:
     async def show(self, model: str) -> _Show:
         return self.convert(await self._ask("POST", "/api/show", {"model": model}), _Show)
 
+    async def loaded(self) -> list[str]:
+        """The models that are in its memory now, with their tags."""
+        return [m.name for m in self.convert(await self._ask("GET", "/api/ps"), _Ps).models or []]
+
+    async def embed(self, model: str, texts: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+        body = {"model": model, "input": list(texts), "truncate": False}
+        return self.convert(await self._ask("POST", "/api/embed", body), _Embeddings).embeddings
+
     async def aclose(self) -> None:
         if self._made is not None:
             await self._made.close()  # type: ignore[no-untyped-call]
@@ -235,8 +270,10 @@ class Server:
         text = said(str(exc), self._key) or f"HTTP status {exc.status}"
         match exc.status:
             case 404 if model and "not found" in text:
-                return BackendFailed(f"Ollama has no model `{model}`; get it with: ollama pull {model}")
-            case 400:
+                return BackendFailed(
+                    f"Ollama has no model `{model}`; get it with: aiosctl model pull {model}"
+                )
+            case 400 | 501:
                 return BackendFailed(f"`{model}` refused the request: {text}", fault="request")
             case 401 | 403:
                 key = self.endpoint.key_name
@@ -274,6 +311,10 @@ class Ollama:
         self.local = self._near
         self._looked = False
         self._server = server
+        self._window = backend.context
+        """Its `num_ctx`: one for all requests, since Ollama loads a model anew where it changes. None until the
+        server was asked, and for what runs elsewhere, which has a window of its own."""
+        self._ratio = BYTES_PER_TOKEN
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         stays = must_stay(request)
@@ -286,7 +327,11 @@ class Ollama:
             )
         if request.tools and not self.takes_tools:
             raise BackendFailed(f"`{self.model}` takes no tools", fault="request")
-        body = _body(self.model, outgoing(request, local=self.local))
+        request = outgoing(request, local=self.local)
+        size, window = size_bytes(request), self._window
+        if window is not None and (why := refusal(size, self._ratio, window)) is not None:
+            raise BackendFailed(f"`{self.model}` {why}", fault="request")
+        body = _body(self.model, request, window)
         async with contextlib.aclosing(self._server.chat(body)) as lines:
             async for line in lines:
                 chunk = self._server.convert(line, _Chunk)
@@ -301,12 +346,51 @@ class Ollama:
                         ToolUse(call_id=call_id(), name=call.function.name, arguments=call.function.arguments)
                     )
                 if chunk.done:
-                    yield Done(
-                        stop_reason="max_tokens" if chunk.done_reason == "length" else "end_turn",
-                        usage=Tokens(input_tokens=chunk.prompt_eval_count, output_tokens=chunk.eval_count),
-                    )
+                    yield self._done(chunk, size, window)
                     return
         raise BackendFailed(f"{self.url} ended the reply of `{self.model}` before it was done")
+
+    def _done(self, chunk: _Chunk, size: int, window: int | None) -> Done:
+        read = chunk.prompt_eval_count
+        truncated = None if window is None else cut(size, self._ratio, window, read)
+        if truncated is None:
+            self._ratio = learnt(self._ratio, size, read)
+        return Done(
+            stop_reason="max_tokens" if chunk.done_reason == "length" else "end_turn",
+            usage=Tokens(input_tokens=read, output_tokens=chunk.eval_count),
+            load_s=_seconds(chunk.load_duration),
+            prompt_s=_seconds(chunk.prompt_eval_duration),
+            output_s=_seconds(chunk.eval_duration),
+            truncated=truncated,
+        )
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """Raises BackendFailed, also for a model that makes no vectors or runs elsewhere, and for a text over its
+        window: one that was cut would be found by its beginning alone."""
+        await self._look()
+        if not self.local:
+            raise BackendFailed(
+                f"`{self.model}` runs elsewhere, and texts stay on the machine", fault="request"
+            )
+        vectors = await self._server.embed(self.model, texts)
+        if len(vectors) != len(texts):
+            raise BackendFailed(f"{self.url} gave {len(vectors)} vectors for {len(texts)} texts")
+        return Embedded(vectors=vectors, model=self.model, dim=len(vectors[0]) if vectors else 0)
+
+    async def resident(self) -> bool | None:
+        """Whether it is in memory, so that a request need not load it; None for one that runs elsewhere."""
+        if not self.local:
+            return None
+        name = self.model if ":" in self.model else f"{self.model}:latest"
+        return name in await self._server.loaded()
+
+    async def preload(self) -> None:
+        """Loads it as requests will want it; returns once it is in memory. Raises BackendFailed."""
+        await self._look()
+        body = {"model": self.model, "messages": [], "stream": True} | _options(self._window)
+        async with contextlib.aclosing(self._server.chat(body)) as lines:
+            async for _ in lines:
+                pass
 
     async def probe(self) -> str | None:
         if not await self._server.endpoint.listens():
@@ -329,29 +413,13 @@ class Ollama:
         self.takes_tools = "tools" in show.capabilities
         self.local = self._near and not show.remote_host
         self._looked = True
+        if self._window is None and not (show.remote_host or is_cloud(self.model)):
+            self._window = min(show.context_length or CONTEXT_UNKNOWN, CONTEXT_MOST)
 
 
 def server(name: str, backend: config.Backend, environ: Mapping[str, str]) -> Server:
     """The server of a backend of the config."""
-    return Server(Endpoint(name, backend, backend.url or USUAL, environ))
-
-
-def address(host: str) -> str:
-    """OLLAMA_HOST as a URL. It is written for the server too, where 0.0.0.0 means every address of this
-    machine; a client then means this machine. Raises ConfigError."""
-    text = host.strip()
-    try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        port = parts.port
-    except ValueError as exc:
-        raise ConfigError(f"OLLAMA_HOST: `{host}` is no address: {exc}") from None
-    if parts.scheme not in ("http", "https"):
-        raise ConfigError(f"OLLAMA_HOST: expected http or https, got `{host}`")
-    name = parts.hostname or "127.0.0.1"
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
-    if port is None:
-        port = PORT if "://" not in text else 443 if parts.scheme == "https" else 80
-    return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path.rstrip('/')}"
+    return Server(Endpoint(name, backend, backend.url or addresses.OLLAMA, environ))
 
 
 def is_cloud(model: str) -> bool:
@@ -359,13 +427,24 @@ def is_cloud(model: str) -> bool:
     return model.endswith((":cloud", "-cloud"))
 
 
-def _body(model: str, request: ModelRequest) -> dict[str, Any]:
+def _options(window: int | None, **options: int) -> dict[str, Any]:
+    return {"options": options | ({} if window is None else {"num_ctx": window})}
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
+def _body(model: str, request: ModelRequest, window: int | None) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(m) for m in request.messages],
         "stream": True,
-        "options": {"num_predict": request.max_tokens},
-    }
+        # From 0.12.6 on a prompt over the window is refused, and an answer that reaches its end stops there; else the
+        # server drops the oldest messages without a word, as older ones still do.
+        "truncate": False,
+        "shift": False,
+    } | _options(window, num_predict=request.max_tokens)
     if request.tools:
         body["tools"] = [
             {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from aiosd.models.backend import (
     BackendFailed,
     Delta,
     Done,
+    Embedded,
     Message,
     ModelRequest,
     TextDelta,
@@ -100,11 +101,28 @@ class _Usage(msgspec.Struct):
     completion_tokens: int | None = None
 
 
+class _Timings(msgspec.Struct):
+    """Not OpenAI's: llama.cpp's, in the last event."""
+
+    prompt_ms: float | None = None
+    predicted_ms: float | None = None
+
+
 class _Chunk(msgspec.Struct):
     """An event of the stream. The package does not check what it gives, so this does."""
 
     choices: list[_Choice] | None
     usage: _Usage | None = None
+    timings: _Timings | None = None
+
+
+class _Vector(msgspec.Struct):
+    index: int
+    embedding: tuple[float, ...]
+
+
+class _Vectors(msgspec.Struct):
+    data: list[_Vector]
 
 
 class OpenAI:
@@ -131,6 +149,7 @@ class OpenAI:
             raise BackendFailed("it is remote, and this text stays on the machine", fault="request")
         stop_reason: StopReason | None = None
         usage = Tokens()
+        timings = _Timings()
         calls = _Calls(self.model, request.max_tokens)
         async with contextlib.aclosing(self._chunks(outgoing(request, local=self.local))) as chunks:
             async for chunk in chunks:
@@ -139,6 +158,7 @@ class OpenAI:
                         input_tokens=chunk.usage.prompt_tokens or 0,
                         output_tokens=chunk.usage.completion_tokens or 0,
                     )
+                timings = chunk.timings or timings
                 for choice in chunk.choices or ():
                     delta = choice.delta or _Delta()
                     if thinking := delta.reasoning_content or delta.reasoning:
@@ -155,7 +175,30 @@ class OpenAI:
             raise BackendFailed(f"{self.url} ended the reply of `{self.model}` before it was done")
         for call in calls.whole(cut_off=stop_reason == "max_tokens"):
             yield ToolCallDelta(call)
-        yield Done(stop_reason=stop_reason, usage=usage)
+        yield Done(
+            stop_reason=stop_reason,
+            usage=usage,
+            prompt_s=_seconds(timings.prompt_ms),
+            output_s=_seconds(timings.predicted_ms),
+        )
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """Raises BackendFailed, also for one that is remote and for a server that makes no vectors."""
+        if not self.local:
+            raise BackendFailed("it is remote, and texts stay on the machine", fault="request")
+        client = await self._client()
+        with self._failing():
+            # The package's own method asks for base64, which not every server knows.
+            answer = await client.post(
+                "/embeddings",
+                cast_to=object,
+                body={"model": self.model, "input": list(texts), "encoding_format": "float"},
+            )
+            found = sorted(msgspec.convert(answer, _Vectors).data, key=lambda v: v.index)
+        if [v.index for v in found] != list(range(len(texts))):
+            raise BackendFailed(f"{self.url} gave {len(found)} vectors for {len(texts)} texts")
+        vectors = tuple(v.embedding for v in found)
+        return Embedded(vectors=vectors, model=self.model, dim=len(vectors[0]) if vectors else 0)
 
     async def probe(self) -> str | None:
         if not await self._endpoint.listens():
@@ -260,10 +303,14 @@ class OpenAI:
             case 429 | 503:
                 wait_s = retry_after_s(exc.response.headers.get("retry-after"), time.time())
                 return BackendFailed(f"{self.url} is busy: {text}", retry_after_s=wait_s)
-            case status if 400 <= status < 500:
+            case status if 400 <= status < 500 or status == 501:
                 return BackendFailed(f"`{self.model}` refused the request: {text}", fault="request")
             case status:
                 return BackendFailed(f"{self.url} failed with status {status}: {text}")
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 class _Calls:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from aiosd import config as configs
 from aiosd.config import EXTRACTIVE, TIERS
-from aiosd.errors import BudgetExhausted
+from aiosd.errors import BudgetExhausted, NoModelFits
 from aiosd.models import ollama, router
 from aiosd.models.answer import Form
-from aiosd.models.backend import Backend, BackendFailed, ModelRequest, Reply
+from aiosd.models.backend import Backend, BackendFailed, Embedded, Embedder, ModelRequest, Reply
 from aiosd.models.discovery import Discovery
 from aiosd.models.exchange import Asked, Bill, Got, OnDelta, OnWait, Reserve, ask
 from aiosd.models.member import Member
@@ -85,10 +86,34 @@ class Pool:
                 failed[member.name] = member.candidate(str(exc))
             else:
                 decision = self._decision(request, plan, attempt, members, failed, started)
+                decision = msgspec.structs.replace(decision, truncated=got.done.truncated)
                 return _reply(member, got, bill, decision)
         if too_dear is not None:
             raise too_dear
         raise router.no_model_fits(request, (*plan.rejected, *failed.values()), cost_usd=bill.usd)
+
+    async def route(self, request: ModelRequest) -> Decision:
+        """Which backend would be asked now and why; nothing is sent to a model. Raises NoModelFits, NotFound."""
+        started = self._clock()
+        members = await self._members()
+        plan = router.plan(request, self._standings(members))
+        return self._decision(request, plan, plan.attempts[0], members, {}, started)
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """By the first local backend that can, whatever its tier. Raises NoModelFits."""
+        failed = []
+        for member in (await self._members()).values():
+            backend = member.backend
+            if not backend.local or not isinstance(backend, Embedder):
+                continue
+            try:
+                return await backend.embed(texts)
+            except BackendFailed as exc:
+                failed.append(f"`{member.name}`: {exc}")
+        raise NoModelFits(
+            f"no local backend makes vectors: {'; '.join(failed) or 'there is none'}",
+            hint="aiosctl model pull all-minilm",
+        )
 
     async def names(self) -> tuple[str, ...]:
         """Every backend, without asking how it stands."""

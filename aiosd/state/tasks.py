@@ -190,6 +190,14 @@ def _spend(c: Connection, event: UsageEvent) -> None:
     )
 
 
+def spend_apart(c: Connection, *, at: datetime, cost_usd: float) -> None:
+    """Keeps what was spent outside of any session: it counts for the day alone."""
+    c.execute(
+        "INSERT INTO spending (at, cost_usd, session_id, task_id) VALUES (?, ?, '', '')",
+        (micros(at), cost_usd),
+    )
+
+
 def finish(c: Connection, task_id: str, *, result: TaskResult | None, error: dict[str, Any] | None) -> None:
     """Keeps the outcome; the state is an event's to change. Raises NotFound."""
     changed = c.execute(

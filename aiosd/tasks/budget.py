@@ -73,6 +73,16 @@ class Budget:
             )
             self._held[task_id] = (session.session_id, usd)
 
+    async def hold_apart(self, holder: str, usd: float) -> None:
+        """Sets `usd` of the day aside for a dispatch outside of any session. Raises BudgetExhausted."""
+        async with self._lock:
+            now = self._clock()
+            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+            of_day = await self._database.read(lambda c: tasks.spent(c, since=midnight))
+            held = sum(held for name, (_, held) in self._held.items() if name != holder)
+            check(usd, [Cap("day", self._day_usd, of_day, held)])
+            self._held[holder] = ("", usd)
+
     async def release(self, task_id: str) -> None:
         """The dispatch is over and what it cost is on the books."""
         # Under the lock: between a reader's sums and its check nothing may move from held to spent.

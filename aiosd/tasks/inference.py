@@ -1,0 +1,70 @@
+"""One reply for a caller without a session or an agent: nothing is remembered, but its price is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import anyio
+
+from aiosd.errors import NoModelFits
+from aiosd.models.backend import ModelRequest, Reply, TextDelta, ThinkingDelta
+from aiosd.models.pool import Pool
+from aiosd.protocol import ModelAsked
+from aiosd.state import tasks
+from aiosd.state.database import Database
+from aiosd.tasks.budget import Budget
+
+KEEP_S = 5.0
+"""For writing down what a caller that went away has cost."""
+
+
+def model_request(asked: ModelAsked) -> ModelRequest:
+    return ModelRequest(
+        messages=asked.messages,
+        tier=asked.tier,
+        task_type=asked.task_type,
+        max_tokens=asked.max_tokens,
+        latency_budget_ms=asked.latency_budget_ms,
+        tools=asked.tools,
+        schema=asked.schema,
+        privacy=asked.privacy,
+        backend=asked.backend,
+    )
+
+
+async def infer(
+    pool: Pool,
+    budget: Budget,
+    database: Database,
+    asked: ModelAsked,
+    on_text: Callable[[str], Awaitable[None]] | None,
+) -> Reply:
+    """The reply. What it costs counts against the day's cap, also where it fails; where the caller goes away in
+    the middle, the most that it can have cost does. Raises what Pool.reply raises."""
+    holder = str(uuid4())
+    owed = 0.0
+
+    async def on_delta(delta: TextDelta | ThinkingDelta) -> None:
+        if on_text is not None and isinstance(delta, TextDelta):
+            await on_text(delta.text)
+
+    async def reserve(usd: float) -> None:
+        nonlocal owed
+        await budget.hold_apart(holder, usd)
+        owed = usd
+
+    try:
+        reply = await pool.reply(model_request(asked), on_delta=on_delta, reserve=reserve)
+        owed = reply.cost_usd
+    except NoModelFits as exc:
+        owed = exc.data.get("cost_usd", 0.0)
+        raise
+    finally:
+        with anyio.move_on_after(KEEP_S, shield=True):
+            if owed:
+                now = datetime.now(UTC)
+                await database.write(lambda c: tasks.spend_apart(c, at=now, cost_usd=owed))
+            await budget.release(holder)
+    return reply
