@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import FrameType
 
@@ -12,6 +13,7 @@ from aiosctl.client import typed
 from aiosd.protocol import TASK_EVENT
 from aiosd.records import (
     AnyEvent,
+    Decision,
     MessageEvent,
     ProgressEvent,
     TaskResult,
@@ -117,7 +119,10 @@ class Watch:
             case ToolResultEvent(status="failed"):
                 self._failure = f"{event.name} failed: {event.text}"
                 self._aside(self._failure)
-            case ProgressEvent(stage="queued" | "loading" | "retrying") if render.on_terminal(sys.stderr):
+            case ProgressEvent(stage="loading") if not self._quiet:
+                eta = "" if event.eta_s is None else f", about {event.eta_s:.0f} s"
+                self._aside(f"loading {event.detail}{eta}")
+            case ProgressEvent(stage="queued" | "retrying") if render.on_terminal(sys.stderr):
                 eta = "" if event.eta_s is None else f" (about {event.eta_s:.0f} s)"
                 self._aside(f"{event.stage} {event.detail}".rstrip() + eta)
             case _:
@@ -156,15 +161,15 @@ class Watch:
         if result.stop_reason not in ("end_turn", "cancelled"):
             render.notice(f"the answer stops early: {result.stop_reason}")
         if not result.generated:
-            render.notice(
-                "this is quoted, no model wrote it; for a model start Ollama (`ollama pull llama3.2`)"
-                " or name one in config.toml (`aiosctl status` shows where)"
-            )
+            render.notice(f"quoted, not generated; for a model: {next_step(result.decision)}")
             return
+        if result.decision is not None and result.decision.truncated:
+            render.notice(result.decision.truncated)
         for source in result.sources:
             self._aside(f"{source.kind} {source.ref}: {source.text}")
         if result.cost_usd:
-            self._aside(f"{result.backend}: ${result.cost_usd:.4f}")
+            why = f", {result.decision.reason}" if result.decision else ""
+            self._aside(f"{result.backend}: ${result.cost_usd:.4f}{why}")
 
 
 def _abstention(result: TaskResult, failure: str | None) -> tuple[str, str]:
@@ -175,8 +180,17 @@ def _abstention(result: TaskResult, failure: str | None) -> tuple[str, str]:
         "no answer: nothing in the inputs, the session or its memories answers this, and no model was there"
     )
     if result.decision is None:
-        return sentence, "aiosctl model list"
+        return sentence, next_step(None)
     if result.generated:
         return f"no answer: {result.backend} ({result.model}) declined to give one", "aiosctl model list"
     missing = [f"{each.backend}: {each.rejected}" for each in result.decision.candidates if each.rejected]
-    return sentence + (f" ({'; '.join(missing)})" if missing else ""), "aiosctl model list"
+    return sentence + (f" ({'; '.join(missing)})" if missing else ""), next_step(result.decision)
+
+
+def next_step(decision: Decision | None) -> str:
+    """The line that leads to a model: where one is configured, what is wrong with it; else what this machine lacks."""
+    if decision is not None and any(c.rejected and c.model for c in decision.candidates):
+        return "aiosctl model list"
+    from aiosctl.servers import look  # late: it looks at the network, and only a quote needs it
+
+    return look(os.environ).next_step

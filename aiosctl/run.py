@@ -100,7 +100,7 @@ def run(
     if write and workspace is None:
         raise InvalidParams("--write: this folder is too much to give away; go to one below it")
     words, given = inputs.task_and_inputs(task, file or [])
-    shape = _schema(schema) if schema else None
+    shape = read_schema(schema) if schema else None
     json = globals_of(ctx).json
     with connect(ctx) as client:
         if session_id:
@@ -151,7 +151,7 @@ def title(words: str) -> str:
     return cut.rpartition(" ")[0] or cut
 
 
-def _schema(name: str) -> dict[str, Any]:
+def read_schema(name: str) -> dict[str, Any]:
     try:
         with open(name.encode(), "rb") as file:
             found = msgspec.json.decode(file.read())

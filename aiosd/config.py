@@ -154,8 +154,12 @@ def _checked(name: str, backend: Backend) -> Backend:
     if backend.kind != "extractive" and not backend.model:
         raise _Wrong(f"{where}.model: expected the name of a model")
     if backend.url is not None:
-        parts = urlsplit(backend.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(backend.url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets that do not close, a port over 65535
+            good = False
+        if not good:
             raise _Wrong(f"{where}.url: expected http://HOST[:PORT] or https://..., got `{backend.url}`")
     elif backend.kind == "openai":
         raise _Wrong(f"{where}.url: expected the server's address, as in https://api.openai.com/v1")

@@ -257,6 +257,8 @@ class Ctl:
             "HOME": str(home),
             "LANG": "C.UTF-8",
             "AIOSD_SOCKET": str(socket_path),
+            "OLLAMA_HOST": "127.0.0.1:9",  # where none listens
+            "LLAMA_ARG_PORT": "9",
         }
 
     def __call__(

@@ -42,7 +42,13 @@ class Daemon:
         keep = {
             k: os.environ[k] for k in ("PATH", "LANG", "HOME", "COVERAGE_PROCESS_START") if k in os.environ
         }
-        self.environ = keep | {"AIOSD_HOME": str(home), "OLLAMA_HOST": NOBODY, "TZ": "UTC", **(environ or {})}
+        self.environ = keep | {
+            "AIOSD_HOME": str(home),
+            "OLLAMA_HOST": NOBODY,
+            "LLAMA_ARG_PORT": "9",
+            "TZ": "UTC",
+            **(environ or {}),
+        }
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -47,7 +47,7 @@ async def test_without_a_model_what_needs_one_is_told_the_ways_out(needs: dict[s
             await pool.reply(quoting(**needs))
     assert "start it with: ollama serve" in str(caught.value)
     assert "install Ollama" in str(caught.value)
-    assert caught.value.hint == "ollama pull llama3.2"
+    assert caught.value.hint == "aiosctl model setup"
 
 
 def test_without_an_ollama_its_package_is_never_imported() -> None:
@@ -103,7 +103,7 @@ async def test_an_ollama_that_was_started_is_found_at_the_next_request_that_is_d
     ):
         first = await pool.reply(quoting())
         assert first.backend == "extractive"
-        assert "has no chat model; get one with: ollama pull llama3.2" in (why(first)["ollama"] or "")
+        assert "has no chat model; get one with: aiosctl model pull llama3.2" in (why(first)["ollama"] or "")
         double.models["small"] = Held()
         assert (await pool.reply(quoting())).backend == "extractive"
         clock.now += 15

@@ -84,7 +84,7 @@ def test_who_fits_nobody_is_told_why_and_the_ways_out(
     assert says in str(caught.value)
     assert "install Ollama" in str(caught.value)
     assert "[models.backends] in config.toml" in str(caught.value)
-    assert caught.value.hint in ("ollama pull llama3.2", "aiosctl model list")
+    assert caught.value.hint in ("aiosctl model setup", "aiosctl model list")
 
 
 def test_an_unknown_name_is_not_found_and_the_known_ones_are_named() -> None:

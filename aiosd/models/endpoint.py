@@ -50,7 +50,11 @@ class Endpoint:
         if self.backend.key_env:
             if value := self._environ.get(self.backend.key_env, "").strip():
                 return value
-            raise BackendFailed(f"its key ${self.backend.key_env} is not set", retry_after_s=math.inf)
+            raise BackendFailed(
+                f"its key ${self.backend.key_env} (key_env) is not set; a file can hold it:"
+                f" aiosctl model key {self.name}",
+                retry_after_s=math.inf,
+            )
         if self.backend.key_file:
             try:
                 return Path(self.backend.key_file).expanduser().read_text().strip()

@@ -20,8 +20,10 @@ WAYS_OUT = (
     "or name a server with its key under [models.backends] in config.toml"
 )
 LIST = "aiosctl model list"
-PULL = "ollama pull llama3.2"
-"""The hint where no model is there at all: 2 GB, takes tools, runs without a GPU."""
+PULL = "aiosctl model pull llama3.2"
+"""2 GB, takes tools, runs without a GPU."""
+SETUP = "aiosctl model setup"
+"""The hint where no model is there at all: it says what this machine lacks."""
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +114,7 @@ def no_model_fits(request: ModelRequest, tried: Sequence[Candidate], *, cost_usd
     models = any(c.model not in ("", QUOTING) for c in near)
     return NoModelFits(
         f"{what}: {said or 'there is none'}. {WAYS_OUT}",
-        hint=LIST if models else PULL,
+        hint=LIST if models else SETUP,
         candidates=[{"backend": c.backend, "model": c.model, "rejected": c.rejected} for c in tried],
         cost_usd=cost_usd,
     )

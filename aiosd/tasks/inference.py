@@ -56,13 +56,15 @@ async def infer(
         owed = usd
 
     try:
-        reply = await pool.reply(model_request(asked), on_delta=on_delta, reserve=reserve)
+        # Unwatched, a reply that breaks off may be followed by another backend's.
+        shown = None if on_text is None else on_delta
+        reply = await pool.reply(model_request(asked), on_delta=shown, reserve=reserve)
         owed = reply.cost_usd
     except NoModelFits as exc:
         owed = exc.data.get("cost_usd", 0.0)
         raise
     finally:
-        with anyio.move_on_after(KEEP_S, shield=True):
+        with anyio.move_on_after(KEEP_S, shield=True):  # what could not be written down stays held
             if owed:
                 now = datetime.now(UTC)
                 await database.write(lambda c: tasks.spend_apart(c, at=now, cost_usd=owed))
