@@ -119,9 +119,8 @@ class Watch:
             case ToolResultEvent(status="failed"):
                 self._failure = f"{event.name} failed: {event.text}"
                 self._aside(self._failure)
-            case ProgressEvent(stage="loading") if not self._quiet:
-                eta = "" if event.eta_s is None else f", about {event.eta_s:.0f} s"
-                self._aside(f"loading {event.detail}{eta}")
+            case ProgressEvent(stage="loading"):
+                self._aside(event.detail)
             case ProgressEvent(stage="queued" | "retrying") if render.on_terminal(sys.stderr):
                 eta = "" if event.eta_s is None else f" (about {event.eta_s:.0f} s)"
                 self._aside(f"{event.stage} {event.detail}".rstrip() + eta)

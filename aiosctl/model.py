@@ -14,7 +14,7 @@ from aiosctl.client import typed
 from aiosctl.run import read_schema, seconds
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.protocol import MODEL_TEXT, Backends, ModelInfer, ModelList, ModelRoute
-from aiosd.records import BackendInfo, Decision, Message, Privacy, Reply, Tier
+from aiosd.records import BackendInfo, Candidate, Decision, Message, Privacy, Reply, Tier
 
 app = noun("Models: the backends that answer.")
 app.command("setup", cls=Verb)(setup.setup)
@@ -125,8 +125,15 @@ def explain(decision: Decision) -> None:
     if chosen is not None:
         pairs += [("model", chosen.model), ("where", "this machine" if chosen.local else "remote")]
     pairs += [("tier", decision.tier), ("because", decision.reason)]
-    pairs += [(f"not {c.backend}", c.rejected) for c in decision.candidates if c.rejected]
+    if chosen is not None and chosen.predicted_s is not None:
+        pairs.append(("takes", f"about {chosen.predicted_s:.1f} s"))
+    pairs += [(f"not {c.backend}", _other(c)) for c in decision.candidates if c.rejected]
     render.fields(pairs)
+
+
+def _other(candidate: Candidate) -> str:
+    took = "" if candidate.predicted_s is None else f" (about {candidate.predicted_s:.1f} s)"
+    return f"{candidate.rejected}{took}"
 
 
 @app.command("infer", cls=Verb)

@@ -35,7 +35,7 @@ class Backend(Section, frozen=True, kw_only=True):
     """Dollars per million tokens."""
     price_out: float = 0.0
     context: int | None = None
-    """Tokens of an Ollama model's window; default what the model takes, at most 8192."""
+    """Tokens of a model's window, prompt and answer. Of an ollama: default what the model takes, at most 8192."""
     local: bool | None = None
     """Overrides what the address says."""
 

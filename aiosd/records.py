@@ -64,6 +64,8 @@ class Candidate(Record, frozen=True, kw_only=True):
     model: str
     local: bool
     rejected: str | None = None
+    predicted_s: float | None = None
+    """From the request to the end of the answer; None where nothing was predicted."""
 
 
 class Decision(Record, frozen=True, kw_only=True):
@@ -206,12 +208,15 @@ class BackendInfo(Record, frozen=True, kw_only=True):
     price_out: float
     """Dollars per million tokens."""
     resident: bool | None = None
-    """In memory, so that a request need not load it; None where nobody can say."""
+    """Whether its model is loaded; None where the backend cannot say."""
     queued: int = 0
+    """Requests that wait for a slot."""
     tokens_per_s: float | None = None
+    """Written, as learnt; None before the first answer, as with first_token_s."""
     first_token_s: float | None = None
+    """From sending to the first token, without reading the prompt."""
     retry_in_s: float | None = None
-    """Until it is asked again after a failure; None while it is asked."""
+    """Until it is asked again, where it is left alone for now."""
 
 
 class Input(Record, frozen=True, kw_only=True):

@@ -346,7 +346,7 @@ def test_the_daemon_tools_models_and_agents_are_listed(double: Double, ctl: Ctl)
         {"agents": [{"name": "a", "tier": "fast", "permissions": ["read"], "system": "Be brief."}]}
     )
     double.answers["system.info"] = giving(info)
-    row = "small\tdown\tllama3.2\tlocal\tfast balanced\t0/1\t0/0\tconnection refused\n"
+    row = "small\tdown\tfast balanced\tllama3.2\t-\t0\t0/1\t-\t-\t-\t-\tconnection refused\n"
     assert ctl("model", "list").stdout == row
     assert ctl("agent", "list").stdout == "a\tfast\tread\tBe brief.\n"
     assert "paths" not in (status := ctl("status").stdout)
@@ -422,7 +422,7 @@ def test_all_verbs_are_there() -> None:
         "task": ("list", "show", "wait", "cancel"),
         "tool": ("list", "show", "call"),
         "memory": ("recall", "remember", "list", "show", "forget"),
-        "model": ("list",),
+        "model": ("list", "route", "infer", "setup", "pull", "key"),
         "agent": ("list",),
     }
     verbs = {f"aiosctl {noun} {verb}" for noun, verbs in nouns.items() for verb in verbs}

@@ -72,6 +72,18 @@ def test_every_key_of_the_readme_loads(tmp_path: Path) -> None:
             "models.backends.a.url: expected http",
         ),
         ('[models.backends.a]\nkind = "openai"\nmodel = "m"', "models.backends.a.url: expected the server's"),
+        (
+            '[models.backends.a]\nkind = "ollama"\nmodel = "m"\nurl = "http://[::1"',
+            "models.backends.a.url: expected http",
+        ),
+        (
+            '[models.backends.a]\nkind = "ollama"\nmodel = "m"\nurl = "http://h:99999"',
+            "models.backends.a.url: expected http",
+        ),
+        (
+            '[models.backends.a]\nkind = "ollama"\nmodel = "m"\ncontext = 0',
+            "models.backends.a.context: expected a number of tokens",
+        ),
         ('[models.backends.a]\nkind = "ollama"\nmodel = "m"\nslots = 0', "models.backends.a.slots"),
         (
             '[models.backends.a]\nkind = "ollama"\nmodel = "m"\nprice_in = -1',

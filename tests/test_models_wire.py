@@ -37,6 +37,12 @@ pytestmark = pytest.mark.anyio
 Kind = Literal["ollama", "openai"]
 both = pytest.mark.parametrize("kind", ["ollama", "openai"])
 
+TOOK: dict[Kind, dict[str, Any]] = {
+    "ollama": {"load_s": 0.25, "prompt_s": 0.5, "output_s": 1.0},
+    "openai": {},
+}
+"""What the doubles report."""
+
 SEARCH = ToolSpec(
     name="search",
     description="Looks for text.",
@@ -100,7 +106,7 @@ async def test_text_and_thinking_come_as_they_are_made_and_end_in_done(kind: Kin
             TextDelta("Hello"),
             TextDelta(" there"),
             TextDelta("."),
-            Done(stop_reason="end_turn", usage=Tokens(input_tokens=11, output_tokens=7)),
+            Done(stop_reason="end_turn", usage=Tokens(input_tokens=11, output_tokens=7), **TOOK[kind]),
         ]
 
 

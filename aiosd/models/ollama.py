@@ -384,14 +384,6 @@ class Ollama:
         name = self.model if ":" in self.model else f"{self.model}:latest"
         return name in await self._server.loaded()
 
-    async def preload(self) -> None:
-        """Loads it as requests will want it; returns once it is in memory. Raises BackendFailed."""
-        await self._look()
-        body = {"model": self.model, "messages": [], "stream": True} | _options(self._window)
-        async with contextlib.aclosing(self._server.chat(body)) as lines:
-            async for _ in lines:
-                pass
-
     async def probe(self) -> str | None:
         if not await self._server.endpoint.listens():
             return str(self._server.nobody())
@@ -427,10 +419,6 @@ def is_cloud(model: str) -> bool:
     return model.endswith((":cloud", "-cloud"))
 
 
-def _options(window: int | None, **options: int) -> dict[str, Any]:
-    return {"options": options | ({} if window is None else {"num_ctx": window})}
-
-
 def _seconds(nanoseconds: int | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / 1e9
 
@@ -444,7 +432,8 @@ def _body(model: str, request: ModelRequest, window: int | None) -> dict[str, An
         # server drops the oldest messages without a word, as older ones still do.
         "truncate": False,
         "shift": False,
-    } | _options(window, num_predict=request.max_tokens)
+        "options": {"num_predict": request.max_tokens} | ({} if window is None else {"num_ctx": window}),
+    }
     if request.tools:
         body["tools"] = [
             {

@@ -29,6 +29,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     fault: Fault | None = None
     status: int = 200
     error: str = "no"
+    read: int = 11
+    """Tokens of the prompt, as it reports them."""
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     location: str | None = None
 

@@ -1,4 +1,4 @@
-"""A double of an Ollama server: /api/chat, /api/show, /api/tags, with the wire as v0.33 has it."""
+"""A double of an Ollama server: /api/chat, /api/show, /api/tags, /api/ps, /api/embed, /api/pull, with the wire as v0.33 has it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ("completion", "tools")
     size: str = "8.0B"
     remote_host: str | None = None
+    context_length: int | None = None
+    """As its file says."""
 
 
 class OllamaDouble(HttpDouble):
@@ -27,6 +29,8 @@ class OllamaDouble(HttpDouble):
         super().__init__(script)
         self.models = models if models is not None else {"small": Held()}
         self.tags_say_capabilities = True
+        self.loaded: set[str] = set()
+        """The models in its memory, with their tags."""
 
     def other(self, seen: Seen) -> tuple[int, Any]:
         if seen.path == "/api/tags":
@@ -37,10 +41,18 @@ class OllamaDouble(HttpDouble):
                 return 404, {"error": f"model '{seen.body['model']}' not found"}
             show: dict[str, Any] = {
                 "capabilities": held.capabilities,
-                "model_info": {},
+                "model_info": {"general.architecture": "llama", "llama.vocab_size": 32000}
+                | ({"llama.context_length": held.context_length} if held.context_length else {}),
                 "license": "x" * 1000,
             }
             return 200, show | ({"remote_host": held.remote_host} if held.remote_host else {})
+        if seen.path == "/api/ps":
+            return 200, {"models": [{"name": name, "size": 1000} for name in sorted(self.loaded)]}
+        if seen.path == "/api/embed":
+            held = self.models.get(seen.body["model"], Held(capabilities=()))
+            if "embedding" not in held.capabilities:
+                return 501, {"error": "this model does not support embeddings"}
+            return 200, {"embeddings": [[float(len(text)), 1.0] for text in seen.body["input"]]}
         return 404, {"error": "404 page not found"}
 
     def refuses(self, seen: Seen, script: Script) -> tuple[int, Any]:
@@ -80,7 +92,10 @@ class OllamaDouble(HttpDouble):
             for i, (name, arguments) in enumerate(script.calls)
         ]
         reason = "length" if script.length else "stop"
-        lines.append(line({}, done=True, done_reason=reason, prompt_eval_count=11, eval_count=7))
+        took = {"load_duration": 250_000_000, "prompt_eval_duration": 500_000_000, "eval_duration": 10**9}
+        lines.append(
+            line({}, done=True, done_reason=reason, prompt_eval_count=script.read, eval_count=7, **took)
+        )
         return lines
 
     def _tag(self, name: str, held: Held) -> dict[str, Any]:

@@ -14,6 +14,9 @@ class OpenAIDouble(HttpDouble):
     def __init__(self, script: Script | None = None, *, key: str | None = None) -> None:
         super().__init__(script)
         self.key = key
+        self.embeds = True
+        self.timings: dict[str, float] | None = None
+        """As llama.cpp sends them, with the usage."""
         self.usage: dict[str, int] | None = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
     @property
@@ -21,6 +24,12 @@ class OpenAIDouble(HttpDouble):
         return f"{self.url}/v1"
 
     def other(self, seen: Seen) -> tuple[int, Any]:
+        if seen.path == "/v1/embeddings" and (refused := self._locked(seen)) is None:
+            if not self.embeds:
+                return 501, {"error": {"message": "This server does not support embeddings."}}
+            texts = seen.body["input"]
+            data = [{"index": i, "embedding": [float(len(text)), 1.0]} for i, text in enumerate(texts)]
+            return 200, {"object": "list", "data": data[::-1]}
         if seen.path != "/v1/models":
             return 404, {"error": {"message": "no such page"}}
         if (refused := self._locked(seen)) is not None:
@@ -71,7 +80,8 @@ class OpenAIDouble(HttpDouble):
                 events.append(delta({"tool_calls": [piece]}))
         events.append(delta({}, "length" if script.length else "tool_calls" if script.calls else "stop"))
         if self.usage is not None and seen.body.get("stream_options", {}).get("include_usage"):
-            events.append(event(base | {"choices": [], "usage": self.usage}))
+            timings = {"timings": self.timings} if self.timings else {}
+            events.append(event(base | {"choices": [], "usage": self.usage} | timings))
         return [*events, b"data: [DONE]\n\n"]
 
     def _locked(self, seen: Seen) -> tuple[int, Any] | None:
