@@ -123,7 +123,7 @@ class Watch:
                 self._aside(event.detail)
             case ProgressEvent(stage="queued" | "retrying") if render.on_terminal(sys.stderr):
                 eta = "" if event.eta_s is None else f" (about {event.eta_s:.0f} s)"
-                self._aside(f"{event.stage} {event.detail}".rstrip() + eta)
+                self._aside((event.detail or event.stage) + eta)
             case _:
                 pass
 

@@ -44,6 +44,10 @@ class Seen(msgspec.Struct, frozen=True):
     body: Any
 
 
+STREAMED = ("/chat", "/chat/completions", "/pull")
+"""The ends of the paths that a script answers."""
+
+
 class Cut(Exception):
     """Close the connection now."""
 
@@ -119,7 +123,7 @@ class HttpDouble:
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.seen.append(seen)
-        if not seen.path.endswith(("/chat", "/chat/completions")):
+        if not seen.path.endswith(STREAMED):
             status, value = self.other(seen)
             return await send(writer, status, value, {})
         if self.choose is not None:

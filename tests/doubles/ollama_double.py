@@ -56,6 +56,8 @@ class OllamaDouble(HttpDouble):
         return 404, {"error": "404 page not found"}
 
     def refuses(self, seen: Seen, script: Script) -> tuple[int, Any]:
+        if seen.path == "/api/pull":
+            return script.status, {"error": script.error}
         model = seen.body["model"]
         held = self.models.get(model)
         if held is None:
@@ -65,6 +67,8 @@ class OllamaDouble(HttpDouble):
         return script.status, {"error": script.error}
 
     def pieces(self, seen: Seen, script: Script) -> list[bytes]:
+        if seen.path == "/api/pull":
+            return self._pulled(seen.body["model"], script)
         model = seen.body["model"]
 
         def line(message: dict[str, Any], **rest: Any) -> bytes:
@@ -97,6 +101,17 @@ class OllamaDouble(HttpDouble):
             line({}, done=True, done_reason=reason, prompt_eval_count=script.read, eval_count=7, **took)
         )
         return lines
+
+    def _pulled(self, model: str, script: Script) -> list[bytes]:
+        steps: list[dict[str, Any]] = [{"status": "pulling manifest"}]
+        if script.error != "no":
+            steps.append({"error": script.error})
+        elif script.fault is None:
+            layer = {"status": "pulling aa", "digest": "sha256:aa", "total": 2_000_000}
+            steps += [layer, layer | {"completed": 1_000_000}, layer | {"completed": 2_000_000}]
+            steps += [{"status": "verifying sha256 digest"}, {"status": "success"}]
+            self.models[model] = Held()
+        return [json.dumps(step).encode() + b"\n" for step in steps]
 
     def _tag(self, name: str, held: Held) -> dict[str, Any]:
         tag: dict[str, Any] = {"name": name, "model": name, "size": 1000, "digest": f"sha256:{name}"}
