@@ -77,7 +77,7 @@ def row(each: BackendInfo) -> tuple[render.Cell, ...]:
         each.name,
         each.state,
         "all" if len(each.tiers) == 3 else " ".join(each.tiers) or None,
-        each.model + ("" if each.local else " (remote)"),
+        (each.model + ("" if each.local else " (remote)")) or None,
         each.resident,
         each.queued,
         f"{each.in_flight}/{each.slots}",
