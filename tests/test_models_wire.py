@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aiosd import addresses, config
-from aiosd.models import ollama
+from aiosd.models import ollama, openai
 from aiosd.models.backend import (
     Backend,
     BackendFailed,
@@ -461,3 +463,19 @@ async def _hang(*_: object) -> None:
 )
 def test_ollama_host_is_read_as_ollama_writes_it(host: str, url: str) -> None:
     assert addresses.ollama(host) == url
+
+
+@given(st.lists(st.integers(1, 40), max_size=30))
+async def test_an_event_is_the_same_however_its_bytes_arrive(sizes: list[int]) -> None:
+    text = "a line\u2028that is none\u0085to JSON"
+    stream = f': hello\ndata: {{"t": "{text}"}}\r\n\r\ndata:\ndata: [DONE]\n\n'.encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        rest = stream
+        for size in sizes:
+            yield rest[:size]
+            rest = rest[size:]
+        yield rest
+
+    found = [data async for data in openai._events(pieces())]
+    assert found == [f'{{"t": "{text}"}}'.encode(), b"[DONE]"]
