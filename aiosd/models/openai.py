@@ -227,7 +227,7 @@ class OpenAI:
     async def _chunks(self, request: ModelRequest) -> AsyncGenerator[_Chunk, None]:
         client = await self._client()
         with self._failing():
-            # The bytes as they came: the package takes 80 us for the objects of each event, we take 5.
+            # The bytes as they came: with the package's objects an event takes 140 us of CPU instead of 60.
             raw: Any = await client.chat.completions.with_raw_response.create(
                 **_body(self.model, self.url or "", request)
             )
