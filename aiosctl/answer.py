@@ -10,6 +10,7 @@ import msgspec
 
 from aiosctl import render
 from aiosctl.client import typed
+from aiosd.errors import ConfigError
 from aiosd.protocol import TASK_EVENT
 from aiosd.records import (
     AnyEvent,
@@ -192,4 +193,7 @@ def next_step(decision: Decision | None) -> str:
         return "aiosctl model list"
     from aiosctl.servers import look  # late: it looks at the network, and only a quote needs it
 
-    return look(os.environ).next_step
+    try:
+        return look(os.environ).next_step
+    except ConfigError:  # an OLLAMA_HOST that is no address: setup says so, an answer does not fail for it
+        return "aiosctl model setup"

@@ -67,19 +67,17 @@ def setup(
                 f" aiosctl model setup --day-usd {DAY_USD:g}"
             )
     if not new:
+        _show(ctx, path, "", written=False)
         render.notice(f"{path} has all that was found already")
         return
     if there is not NONE:
-        render.out(text, end="")
+        _show(ctx, path, text, written=False)
         raise InvalidState(
             f"{path} is there already and stays as it is; what it lacks is on standard output",
             hint=f"aiosctl model setup 2> /dev/null >> {path}",
         )
-    if globals_of(ctx).json:
-        render.document(msgspec.json.encode({"path": str(path), "config": text, "written": yes}))
-    elif not yes:
-        render.out(text, end="")
     if not yes:
+        _show(ctx, path, text, written=False)
         if not (sys.stdin.isatty() and render.for_people()) or globals_of(ctx).json:
             render.notice(f"nothing was written; to write it to {path}: aiosctl model setup --yes")
             return
@@ -87,6 +85,8 @@ def setup(
             render.notice("nothing was written")
             return
     _create(path, text.encode())
+    if globals_of(ctx).json:
+        _show(ctx, path, text, written=True)
     render.notice(f"wrote {path}")
     _renew(ctx)
 
@@ -152,6 +152,13 @@ def config_text(sections: dict[str, Backend], day_usd: float | None, *, whole: b
     if day_usd is not None:
         lines += ["", "[budget]", f"day_usd = {day_usd:.2f}"]
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _show(ctx: typer.Context, path: Path, text: str, *, written: bool) -> None:
+    if globals_of(ctx).json:
+        render.document(msgspec.json.encode({"path": str(path), "config": text, "written": written}))
+    else:
+        render.out(text, end="")
 
 
 def _paid(service: Service) -> Backend:

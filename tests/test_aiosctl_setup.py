@@ -127,6 +127,16 @@ def test_a_key_in_the_environment_is_used_for_a_cap_alone(home: Daemon) -> None:
     assert "sk-secret" not in run.stderr + done.stderr + shown.stdout + shown.stderr
 
 
+def test_an_ollama_host_that_is_no_address_costs_no_answer(home: Daemon) -> None:
+    bare(home)
+    wrong = {"OLLAMA_HOST": "http://[::1"}
+    with home:
+        done = home.ctl("run", "Which port is it?", stdin=b"The port is 4711.\n", environ=wrong)
+    assert (done.returncode, done.stdout) == (0, "stdin:1: The port is 4711.\n")
+    setup = home.ctl("model", "setup", environ=wrong)
+    assert setup.returncode == 78 and "OLLAMA_HOST" in setup.stderr
+
+
 # --- something is here --------------------------------------------------------------------------------------
 
 
@@ -194,8 +204,10 @@ async def test_a_config_that_is_there_stays_and_what_it_lacks_is_printed(home: D
         assert 'model = "large"' in done.stdout and 'model = "small"' not in done.stdout
         path.write_text(old + done.stdout)
         again = await ran(lambda: home.ctl("model", "setup", "--yes"))
+        document = await ran(lambda: home.ctl("model", "setup", "--json"))
     assert set(config.load(path).models.backends) == {"mine", "large"}
     assert (again.returncode, again.stdout) == (0, "")
+    assert json.loads(document.stdout) == {"path": str(path), "config": "", "written": False}
     path.write_text("a = [")
     broken = home.ctl("model", "setup", "--yes")
     assert (broken.returncode, path.read_text()) == (78, "a = [")
