@@ -419,7 +419,7 @@ def test_the_help_of_every_verb_shows_an_example(path: str) -> None:
 def test_all_verbs_are_there() -> None:
     nouns = {
         "session": ("create", "list", "show", "close", "delete"),
-        "task": ("list", "show", "wait", "cancel"),
+        "task": ("list", "show", "wait", "cancel", "resolve"),
         "tool": ("list", "show", "call"),
         "memory": ("recall", "remember", "list", "show", "forget"),
         "model": ("list", "route", "infer", "setup", "pull", "key"),
