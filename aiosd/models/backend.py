@@ -78,9 +78,25 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     abstained: bool = False
     sources: tuple[Source, ...] = ()
     """What a backend that quotes has quoted."""
+    load_s: float | None = None
+    """Loading the model for this request, 0 where it was resident; None where the backend does not say."""
+    prompt_s: float | None = None
+    """Reading the part of the prompt that was not cached."""
+    output_s: float | None = None
+    """Writing the answer, its first token included."""
+    truncated: str | None = None
+    """Where the backend read less of the prompt than it was sent: a sentence that says how much."""
 
 
 Delta = TextDelta | ThinkingDelta | ToolCallDelta | Done
+
+
+class Embedded(msgspec.Struct, frozen=True, kw_only=True):
+    """Vectors in the order of the texts. A backend that has them offers `embed(texts) -> Embedded`."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    dim: int
 
 
 class BackendFailed(Exception):
