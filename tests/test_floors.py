@@ -35,6 +35,7 @@ ONE_HOME = {
     "qdrant_edge": "memory.index",
     "ollama": "models.ollama",
     "openai": "models.openai",
+    "xllamacpp": "models.gguf_server",
     "jsonrpcserver": "server",
     "oslash": "server",
     "platformdirs": "paths",

@@ -107,6 +107,10 @@ class _Chunk(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _InputTokens(msgspec.Struct):
+    input_tokens: int
+
+
 class OpenAI:
     """One model of one server."""
 
@@ -170,6 +174,17 @@ class OpenAI:
         except TimeoutError:
             return f"{self.url} did not answer within {PROBE_S:.0f} s"
         return None
+
+    async def input_tokens(self, request: ModelRequest) -> int:
+        """What the prompt comes to in tokens, tools included. A llama.cpp server counts it; others have no such path.
+
+        Raises BackendFailed.
+        """
+        client = await self._client()
+        body = _body(self.model, self.url or "", request)
+        with self._failing():
+            counted = await client.post("/chat/completions/input_tokens", body=body, cast_to=object)
+            return msgspec.convert(counted, _InputTokens).input_tokens
 
     async def aclose(self) -> None:
         if self._made is not None:
