@@ -34,7 +34,7 @@ class Backend(Section, frozen=True, kw_only=True):
     path: str | None = None
     """Of a gguf: the file; given relative to the config file, absolute once it is loaded."""
     context: int | None = None
-    """Of a gguf: tokens of one request, prompt and answer."""
+    """Tokens of one request to a gguf, prompt and answer."""
     slots: int = 1
     """Requests it works on at once."""
     key_env: str | None = None
@@ -160,9 +160,8 @@ def _checked(name: str, backend: Backend, folder: Path) -> Backend:
     if backend.kind == "gguf":
         backend = _gguf(where, backend, folder)
     else:
-        for key in ("path", "context"):
-            if getattr(backend, key) is not None:
-                raise _Wrong(f'{where}.{key}: expected only with kind = "gguf"')
+        if backend.path is not None:
+            raise _Wrong(f'{where}.path: expected only with kind = "gguf"')
         if backend.kind != "extractive" and not backend.model:
             raise _Wrong(f"{where}.model: expected the name of a model")
     if backend.url is not None:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from aiosd import config
 from aiosd.child import Call, Child, ChildDied, Held, open_child
 from aiosd.errors import DeadlineExceeded
-from aiosd.models.backend import BackendFailed, Delta, Message, ModelRequest, ToolSpec
+from aiosd.models.backend import BackendFailed, Delta, Done, Message, ModelRequest, ToolSpec
 from aiosd.models.openai import OpenAI
 
 INSTALL = "pip install 'aiosd[gguf]'"
@@ -76,9 +77,13 @@ class Gguf:
         self._server: OpenAI | None = None
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
-        async with self._serving() as server, aclosing(server.stream(request)) as deltas:
-            async for delta in deltas:
-                yield delta
+        began = anyio.current_time()
+        was_resident = self._child.is_ready
+        async with self._serving() as server:
+            load_s = 0.0 if was_resident else anyio.current_time() - began
+            async with aclosing(server.stream(request)) as deltas:
+                async for delta in deltas:
+                    yield msgspec.structs.replace(delta, load_s=load_s) if isinstance(delta, Done) else delta
 
     async def count(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> int:
         """Tokens of a prompt of these by the model's own tokenizer, its template included. Loads the model.
@@ -88,7 +93,7 @@ class Gguf:
         async with self._serving() as server:
             return await server.input_tokens(ModelRequest(messages=tuple(messages), tools=tuple(tools)))
 
-    def resident(self) -> bool:
+    async def resident(self) -> bool:
         """The model is in memory: a request does not wait for it."""
         return self._child.is_ready
 

@@ -210,9 +210,15 @@ class OpenAI:
     def _make(self) -> openai.AsyncOpenAI:
         """In a thread: the import takes 0.9 s of CPU."""
         self._key = self._endpoint.key()
+        import httpx2
         import openai
 
         timeout = openai.Timeout(READ_S, connect=CONNECT_S)
+        limits = openai.DEFAULT_CONNECTION_LIMITS
+        if not self._endpoint.url.startswith("https:"):
+            # llama.cpp closes after each answer without saying so: one request in 100 met that. Without TLS a new
+            # connection costs next to nothing.
+            limits = httpx2.Limits(max_connections=limits.max_connections, max_keepalive_connections=0)
         return openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self._key or NO_KEY,
@@ -220,6 +226,7 @@ class OpenAI:
             timeout=timeout,
             http_client=openai.DefaultAsyncHttpxClient(
                 timeout=timeout,
+                limits=limits,
                 event_hooks={"request": [self._bare]},
                 # A redirect or a proxy could carry private text off the machine.
                 follow_redirects=False,
