@@ -1,6 +1,6 @@
 """Makes a model that llama.cpp loads: random weights, except that it calls a tool where it is given some.
 
-`python -m tests.make_gguf FILE [--dim N] [--layers N]`. The weights are drawn anew from a seed, nothing is
+`python -m tests.make_gguf FILE [--dim N] [--layers N] [--endless]`. The weights are drawn anew from a seed, nothing is
 downloaded. What it writes is noise, of words and printable characters, which ends soon; what shapes it is a tool's or
 an answer's schema. A tool is called once: what follows a tool's answer is text, so that an agent's loop ends.
 
@@ -90,6 +90,8 @@ class Mark(IntEnum):
     """`<tool_call>`, after which a line ends. That line end belongs to the mark for llama.cpp."""
 
 
+CONTEXT = 4096
+"""Tokens that the model says it was trained for."""
 RESERVED = len(Mark)
 HEAD = 32
 """Numbers of one attention head."""
@@ -116,18 +118,19 @@ def _printable() -> dict[int, str]:
     return {byte: chr(byte if byte in same else next(others)) for byte in range(256)}
 
 
-def write(
-    path: Path, *, dim: int = 64, layers: int = 2, context: int = 4096, seed: int = 0, aborts: bool = False
-) -> Path:
-    """The file, 0.5 MB as it is. With `aborts`, one token stands there twice, at which llama.cpp aborts its process."""
+def write(path: Path, *, dim: int = 64, layers: int = 2, endless: bool = False, aborts: bool = False) -> Path:
+    """The file, 0.5 MB as it is. `endless` never stops by itself. With `aborts`, one token stands there twice, at which
+    llama.cpp aborts its process."""
     tokens, types, merges = vocabulary()
-    weights = _weights(tokens, dim, layers, np.random.default_rng(seed))
+    weights = _weights(tokens, dim, layers)
+    if endless:
+        weights["output.weight"][tokens.index(STOP), Mark.BIAS] = -9
     if aborts:
         tokens[tokens.index("the")] = "th"
     writer: Any = gguf.GGUFWriter(path, "llama")
     writer.add_name(path.stem)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_context_length(context)
+    writer.add_context_length(CONTEXT)
     writer.add_embedding_length(dim)
     writer.add_block_count(layers)
     writer.add_feed_forward_length(2 * dim)
@@ -155,7 +158,8 @@ def write(
     return path
 
 
-def _weights(tokens: list[str], dim: int, layers: int, rng: np.random.Generator) -> dict[str, Weights]:
+def _weights(tokens: list[str], dim: int, layers: int) -> dict[str, Weights]:
+    rng = np.random.default_rng(0)
     id_of = {token: i for i, token in enumerate(tokens)}
 
     def noise(*shape: int, scale: float) -> Weights:
@@ -233,8 +237,9 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--endless", action="store_true")
     given = parser.parse_args()
-    write(given.file, dim=given.dim, layers=given.layers)
+    write(given.file, dim=given.dim, layers=given.layers, endless=given.endless)
 
 
 if __name__ == "__main__":
