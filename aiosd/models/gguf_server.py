@@ -7,8 +7,10 @@ process where an assertion fails: that is why this is not the daemon's.
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiosd import stdio
@@ -37,6 +39,7 @@ class Server:
         params.model.path = path
         params.n_parallel = slots
         params.n_ctx = context * slots  # it is divided among them
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
         params.hostnames = ["127.0.0.1"]
         params.port = 0  # the kernel chooses one that is free
         params.api_keys = [key]
@@ -50,6 +53,25 @@ class Server:
         except RuntimeError as exc:
             raise SystemExit(1) from exc
         return str(self._running.listening_address)
+
+
+def _threads() -> int:
+    """One for each core, and one core left where that is all of them.
+
+    They wait for each other by spinning: where they have the whole machine, its other programs wait, and so does
+    llama.cpp's own server. Measured on 2 cores, a closed stream freed its slot after up to 2.2 s; with this, 10 ms.
+    """
+    usable = os.sched_getaffinity(0)
+    cores = {_core(number) for number in usable}
+    return max(1, min(len(cores), len(usable) - 1))
+
+
+def _core(number: int) -> str:
+    """The processors that share a core with this one; alone where the kernel does not say."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{number}/topology/core_cpus_list").read_text()
+    except OSError:
+        return str(number)
 
 
 def main() -> None:
