@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -56,6 +57,14 @@ Started = Callable[[Call], Awaitable[None]]
 """Makes a new process ready, through the call it is given; everyone else's calls wait for that."""
 
 
+class Held(Protocol):
+    """A process in use, as who holds it sees it."""
+
+    ended: anyio.Event
+    failure: str
+    """Why it ended, once it has."""
+
+
 def backoff_s(failures: int) -> float:
     """Seconds to leave a child alone that died `failures` times in a row before it was of any use.
 
@@ -73,13 +82,17 @@ async def open_child(
     cwd: Path | None = None,
     idle_s: float | None = None,
     started: Started | None = None,
+    cause: re.Pattern[str] | None = None,
 ) -> AsyncIterator[Child]:
     """A child that the first call starts; `env` is its whole environment, `name` what errors and the log call it.
 
-    Unasked for `idle_s` it is ended, until the next call. On the way out it gets GRACE_S, whoever cancels.
+    Why it ended is told by the first line of its stderr that `cause` finds, if it is given and finds one, by group 1;
+    by the last line otherwise. Unasked for `idle_s` it is ended, until the next call. On the way out it gets GRACE_S, whoever cancels.
     """
     async with anyio.create_task_group() as tasks:
-        child = Child(argv, name=name, env=env, cwd=cwd, idle_s=idle_s, started=started, tasks=tasks)
+        child = Child(
+            argv, name=name, env=env, cwd=cwd, idle_s=idle_s, started=started, cause=cause, tasks=tasks
+        )
         try:
             yield child
         finally:
@@ -98,6 +111,7 @@ class Child:
         cwd: Path | None,
         idle_s: float | None,
         started: Started | None,
+        cause: re.Pattern[str] | None,
         tasks: TaskGroup,
     ) -> None:
         self.name = name
@@ -106,6 +120,7 @@ class Child:
         self._cwd = cwd
         self._idle_s = idle_s
         self._started = started
+        self._cause = cause
         self._tasks = tasks
         self._life: _Life | None = None
         self._failures = 0
@@ -133,6 +148,20 @@ class Child:
             life = await self._ready()
             return await life.ask(method, params)
         raise DeadlineExceeded(f"{self.name} did not answer `{method}` within {timeout_s:g} s")
+
+    @asynccontextmanager
+    async def hold(self, *, timeout_s: float) -> AsyncIterator[Held]:
+        """A process that is ready, and not idle meanwhile: for a child that is spoken to by more than its line.
+
+        timeout_s is for its start. Raises ChildDied, DeadlineExceeded.
+        """
+        life = None
+        with anyio.move_on_after(timeout_s):
+            life = await self._ready()
+        if life is None:
+            raise DeadlineExceeded(f"{self.name} was not ready within {timeout_s:g} s")
+        with life.held():
+            yield life
 
     def kill(self) -> None:
         """Ends a process that hangs, with its group; calls in flight get ChildDied."""
@@ -178,7 +207,7 @@ class Child:
             self._count_failure(str(exc))
             raise ChildDied(f"{self.name} does not start: {exc}") from exc
         logger.info("child started", extra={"child": self.name, "pid": process.pid})
-        self._life = life = _Life(self.name, process)
+        self._life = life = _Life(self.name, process, self._cause)
         self._tasks.start_soon(self._live, life, name=f"{self.name} {process.pid}")
         return life
 
@@ -212,7 +241,9 @@ class _Answer:
 class _Life:
     """One process, from its start to its end."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], cause: re.Pattern[str] | None = None
+    ) -> None:
         self.name = name
         self.process = process
         self.is_ready = False
@@ -228,12 +259,15 @@ class _Life:
         self._scope = anyio.CancelScope()
         self._ids = count(1)
         self._waiting: dict[int, _Answer] = {}
+        self._holders = 0
         self._outbox: dict[int, bytes] = {}
         self._more = anyio.Event()
         self._asked = anyio.Event()
         self._free = anyio.Event()
         self._decoder = framing.Decoder()
         self._half_line = b""
+        self._cause = cause
+        self._told = ""
         self._last_line = ""
         assert process.stdin and process.stdout and process.stderr
         self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
@@ -276,8 +310,7 @@ class _Life:
             await answer.there.wait()
         finally:
             del self._waiting[id]
-            if not self._waiting:
-                self._free.set()
+            self._free.set()
             was_sent = self._outbox.pop(id, None) is None
             if was_sent and not answer.there.is_set():
                 self._post(-id, framing.notification(CANCEL, {"id": id}))
@@ -292,6 +325,16 @@ class _Life:
         with anyio.move_on_after(timeout_s):
             return await self.ask(method, params)
         raise DeadlineExceeded(f"it did not answer `{method}` within {timeout_s:g} s")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._holders += 1
+        self._asked.set()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            self._free.set()
 
     def _post(self, key: int, line: bytes) -> None:
         self._outbox[key] = line
@@ -334,7 +377,7 @@ class _Life:
         if data := _read_now(self._stderr):
             self._hear(data)
         self._hear(b"\n")
-        self.failure = self._killed_because or _why(self.process.returncode, self._last_line)
+        self.failure = self._killed_because or _why(self.process.returncode, self._told or self._last_line)
         for answer in self._waiting.values():
             answer.there.set()
         self.settled.set()
@@ -365,13 +408,13 @@ class _Life:
     async def _end_when_idle(self, idle_s: float) -> None:
         await self.settled.wait()
         while True:
-            while self._waiting:
+            while self._waiting or self._holders:
                 self._free = anyio.Event()
                 await self._free.wait()
             self._asked = anyio.Event()
             with anyio.move_on_after(idle_s) as quiet:
                 await self._asked.wait()
-            if quiet.cancelled_caught and not self._waiting:
+            if quiet.cancelled_caught and not self._waiting and not self._holders:
                 self.end()
 
     async def _write(self) -> None:
@@ -433,6 +476,8 @@ class _Life:
         for line in lines:
             if text := line[:MAX_LOG_LINE].decode(errors="replace").strip():
                 self._last_line = text
+                if not self._told and self._cause is not None and (found := self._cause.search(text)):
+                    self._told = found[1]
                 logger.info("child says", extra={"child": self.name, "line": text})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,16 +18,21 @@ TIERS: tuple[Tier, ...] = ("fast", "balanced", "capable")
 EXTRACTIVE = "extractive"
 """The backend that is always there and that no section needs to declare."""
 
+LEAST_CONTEXT = 256
+"""What llama.cpp rounds a context up to a multiple of."""
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file."""
 
 
 class Backend(Section, frozen=True, kw_only=True):
-    kind: Literal["ollama", "openai", "extractive"]
+    kind: Literal["ollama", "openai", "gguf", "extractive"]
     url: str | None = None
     """Of an ollama: default its usual address. An openai has none: it may be any server."""
     model: str = ""
+    path: str | None = None
+    """Of a gguf: the file; given relative to the config file, absolute once it is loaded."""
     slots: int = 1
     """Requests it works on at once."""
     key_env: str | None = None
@@ -35,7 +41,8 @@ class Backend(Section, frozen=True, kw_only=True):
     """Dollars per million tokens."""
     price_out: float = 0.0
     context: int | None = None
-    """Tokens of a model's window, prompt and answer. Of an ollama: default what the model takes, at most 8192."""
+    """Tokens of a model's window, prompt and answer. Default: of an ollama what the model takes, at most 8192; of a
+    gguf 8192."""
     local: bool | None = None
     """Overrides what the address says."""
 
@@ -95,7 +102,7 @@ def load(path: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: not TOML: {exc}") from None
     try:
-        return _config(table)
+        return _config(table, path.parent)
     except _Wrong as exc:
         raise ConfigError(f"{path}: {exc}", hint=f'"${{EDITOR:-vi}}" {path}') from None
 
@@ -107,11 +114,11 @@ class _Wrong(Exception):
 T = TypeVar("T")
 
 
-def _config(table: dict[str, Any]) -> Config:
+def _config(table: dict[str, Any], folder: Path) -> Config:
     # msgspec names a wrong entry of a mapping `[...]`; entries are converted one by one so that we can name it.
     models = _table(table, "models")
     backends = {
-        name: _checked(name, _convert(value, Backend, f"models.backends.{name}"))
+        name: _checked(name, _convert(value, Backend, f"models.backends.{name}"), folder)
         for name, value in _table(models, "backends", "models.").items()
     }
     agents = {
@@ -149,10 +156,15 @@ def _convert(value: object, type: type[T], where: str) -> T:
         raise _Wrong(f"{path}: {what}" if path else what) from None
 
 
-def _checked(name: str, backend: Backend) -> Backend:
+def _checked(name: str, backend: Backend, folder: Path) -> Backend:
     where = f"models.backends.{name}"
-    if backend.kind != "extractive" and not backend.model:
-        raise _Wrong(f"{where}.model: expected the name of a model")
+    if backend.kind == "gguf":
+        backend = _gguf(where, backend, folder)
+    else:
+        if backend.path is not None:
+            raise _Wrong(f'{where}.path: expected only with kind = "gguf"')
+        if backend.kind != "extractive" and not backend.model:
+            raise _Wrong(f"{where}.model: expected the name of a model")
     if backend.url is not None:
         try:
             parts = urlsplit(backend.url)
@@ -172,3 +184,15 @@ def _checked(name: str, backend: Backend) -> Backend:
     if backend.key_env and backend.key_file:
         raise _Wrong(f"{where}: expected key_env or key_file, not both")
     return backend
+
+
+def _gguf(where: str, backend: Backend, folder: Path) -> Backend:
+    for key in ("url", "model", "key_env", "key_file"):
+        if getattr(backend, key):
+            raise _Wrong(f"{where}.{key}: a gguf has none, only the path of its file")
+    if not backend.path:
+        raise _Wrong(f"{where}.path: expected the path of a .gguf file")
+    if backend.context is not None and backend.context < LEAST_CONTEXT:
+        raise _Wrong(f"{where}.context: expected tokens >= {LEAST_CONTEXT}, got {backend.context}")
+    # Not Path.expanduser, which raises for a user that there is not.
+    return msgspec.structs.replace(backend, path=str(folder.absolute() / os.path.expanduser(backend.path)))

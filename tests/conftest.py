@@ -32,3 +32,11 @@ def double(tmp_path: Path) -> Iterator[Double]:
 def ctl(tmp_path: Path) -> Ctl:
     """aiosctl, pointed at the double."""
     return Ctl(tmp_path, tmp_path / "s")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of llama.cpp that writes noise, and calls a tool where it is given some."""
+    from tests import make_gguf  # late: what it needs takes long to import, and most tests need no model
+
+    return make_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")

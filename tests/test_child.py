@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -306,6 +307,53 @@ async def test_an_idle_child_is_ended_and_the_next_call_starts_it_again() -> Non
         first = await child.call("pid", timeout_s=LONG_S)
         await gone(first)
         assert await child.call("pid", timeout_s=LONG_S) != first
+
+
+async def test_a_child_that_is_held_is_not_idle() -> None:
+    async with open_child(python(PROGRAM), name="demo", env={}, idle_s=0.05) as child:
+        async with child.hold(timeout_s=LONG_S) as process:
+            assert child.is_ready
+            with anyio.move_on_after(0.5) as still:
+                await process.ended.wait()
+            assert still.cancelled_caught
+        with anyio.fail_after(LONG_S):
+            await process.ended.wait()
+
+
+async def test_who_holds_a_child_learns_of_its_end_and_why() -> None:
+    async with (
+        open_child(python(PROGRAM), name="demo", env={}) as child,
+        child.hold(timeout_s=LONG_S) as process,
+    ):
+        with pytest.raises(ChildDied):
+            await child.call("die", [3], timeout_s=LONG_S)
+        assert process.ended.is_set()
+        assert process.failure == "exit status 3: the last words"
+
+
+async def test_what_does_not_start_cannot_be_held() -> None:
+    async def never(call: Call) -> None:
+        await anyio.sleep_forever()
+
+    async def wrong(call: Call) -> None:
+        raise InvalidParams("no")
+
+    async with open_child(python(PROGRAM), name="demo", env={}, started=never) as child:
+        with pytest.raises(DeadlineExceeded, match=r"demo was not ready within 0\.1 s"):
+            async with child.hold(timeout_s=0.1):
+                pass
+    async with open_child(python(PROGRAM), name="demo", env={}, started=wrong) as child:
+        with pytest.raises(ChildDied, match="demo does not start: no"):
+            async with child.hold(timeout_s=LONG_S):
+                pass
+
+
+async def test_the_first_line_that_tells_the_cause_is_the_reason() -> None:
+    program = "import sys; print('so\\nE cause: one\\nE cause: two\\nbye', file=sys.stderr); sys.exit(1)"
+    cause = re.compile("E cause: (.+)")
+    async with open_child(python(program), name="demo", env={}, cause=cause) as child:
+        with pytest.raises(ChildDied, match="exit status 1: one$"):
+            await child.call("echo", ["x"], timeout_s=LONG_S)
 
 
 async def test_closing_kills_the_childs_whole_process_group() -> None:

@@ -89,6 +89,24 @@ def test_every_key_of_the_readme_loads(tmp_path: Path) -> None:
             '[models.backends.a]\nkind = "ollama"\nmodel = "m"\nprice_in = -1',
             "models.backends.a: expected prices",
         ),
+        ('[models.backends.a]\nkind = "gguf"', "models.backends.a.path: expected the path of a .gguf file"),
+        ('[models.backends.a]\nkind = "gguf"\npath = 3', "models.backends.a.path: Expected `str"),
+        (
+            '[models.backends.a]\nkind = "gguf"\npath = "x"\ncontext = 255',
+            "models.backends.a.context: expected tokens >= 256, got 255",
+        ),
+        (
+            '[models.backends.a]\nkind = "gguf"\npath = "x"\nmodel = "m"',
+            "models.backends.a.model: a gguf has none",
+        ),
+        (
+            '[models.backends.a]\nkind = "gguf"\npath = "x"\nkey_env = "K"',
+            "models.backends.a.key_env: a gguf has none",
+        ),
+        (
+            '[models.backends.a]\nkind = "ollama"\nmodel = "m"\npath = "x"',
+            "models.backends.a.path: expected only with",
+        ),
         ('[models.tiers]\nfast = ["nobody"]', "models.tiers.fast[0]: no backend `nobody`"),
         ("[models.tiers]\nquick = []", "models.tiers"),
         ("agents = 3", "agents: expected a table"),
@@ -123,3 +141,18 @@ def test_an_error_names_file_key_path_and_what_was_expected(tmp_path: Path, text
 )
 def test_loopback_alone_is_local(url: str | None, local: bool) -> None:
     assert config.Backend(kind="openai", model="m", url=url).is_local is local
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [("m/x.gguf", "{folder}/m/x.gguf"), ("/m/x.gguf", "/m/x.gguf"), ("~/x.gguf", "{home}/x.gguf")],
+)
+def test_a_ggufs_path_is_relative_to_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, path: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    (tmp_path / "config.toml").write_text(f'[models.backends.a]\nkind = "gguf"\npath = "{given}"')
+    monkeypatch.chdir(tmp_path)
+    loaded = config.load(Path("config.toml")).models.backends["a"]
+    assert loaded.path == path.format(folder=tmp_path, home="/home/ann")
+    assert loaded.is_local

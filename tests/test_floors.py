@@ -36,6 +36,7 @@ ONE_HOME = {
     "qdrant_edge": "memory.index",
     "ollama": "models.ollama",
     "openai": "models.openai",
+    "xllamacpp": "models.gguf_server",
     "jsonrpcserver": "server",
     "oslash": "server",
     "platformdirs": "paths",

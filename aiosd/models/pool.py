@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import anyio.to_thread
@@ -19,6 +19,7 @@ from aiosd.models.answer import Form
 from aiosd.models.backend import Backend, BackendFailed, Embedded, Embedder, ModelRequest, Reply
 from aiosd.models.discovery import Discovery
 from aiosd.models.exchange import Asked, Bill, Got, OnDelta, OnWait, Reserve, ask
+from aiosd.models.gguf import open_gguf
 from aiosd.models.member import Member
 from aiosd.models.openai import OpenAI
 from aiosd.models.router import Attempt, Plan, Standing
@@ -206,32 +207,42 @@ async def open_pool(
 
     Keys are looked up in `environ` under the names that the config gives, and under no other.
     """
-    sections, tiers = config.models.backends, config.models.tiers
-    backends: dict[str, Backend] = {name: _backend(name, s, environ) for name, s in sections.items()}
-    added = {name: backend for name, backend in extra.items() if name != EXTRACTIVE}
-    bare = not backends and not added and not tiers
-    backends |= added
-    if tiers:
-        tiers = {tier: (*tiers.get(tier, ()), *added) for tier in TIERS}
-    else:
-        tiers = {tier: tuple(backends) for tier in TIERS}
-    if EXTRACTIVE not in backends:
-        quoting = configs.Backend(kind="extractive")
-        backends[EXTRACTIVE] = extra.get(EXTRACTIVE) or _backend(EXTRACTIVE, quoting, environ)
-    members = {name: Member(name, backend, _ranks(name, tiers)) for name, backend in backends.items()}
-    pool = Pool(members, Discovery(environ, clock) if bare else None, clock)
-    try:
-        yield pool
-    finally:
-        await pool.aclose()
+    async with AsyncExitStack() as stack:
+        sections, tiers = config.models.backends, config.models.tiers
+        backends: dict[str, Backend] = {
+            name: await _backend(name, s, environ, stack) for name, s in sections.items()
+        }
+        added = {name: backend for name, backend in extra.items() if name != EXTRACTIVE}
+        bare = not backends and not added and not tiers
+        backends |= added
+        if tiers:
+            tiers = {tier: (*tiers.get(tier, ()), *added) for tier in TIERS}
+        else:
+            tiers = {tier: tuple(backends) for tier in TIERS}
+        if EXTRACTIVE not in backends:
+            quoting = configs.Backend(kind="extractive")
+            backends[EXTRACTIVE] = extra.get(EXTRACTIVE) or await _backend(
+                EXTRACTIVE, quoting, environ, stack
+            )
+        members = {name: Member(name, backend, _ranks(name, tiers)) for name, backend in backends.items()}
+        pool = Pool(members, Discovery(environ, clock) if bare else None, clock)
+        try:
+            yield pool
+        finally:
+            await pool.aclose()
 
 
-def _backend(name: str, section: configs.Backend, environ: Mapping[str, str]) -> Backend:
+async def _backend(
+    name: str, section: configs.Backend, environ: Mapping[str, str], stack: AsyncExitStack
+) -> Backend:
+    """`stack` ends what must be ended."""
     match section.kind:
         case "ollama":
             return ollama.Ollama(name, section, ollama.server(name, section, environ))
         case "openai":
             return OpenAI(name, section, environ)
+        case "gguf":
+            return await stack.enter_async_context(open_gguf(name, section))
         case "extractive":
             from aiosd.models.extractive.backend import (
                 Extractive,  # late: its word lists are for those who need it
