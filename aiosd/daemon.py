@@ -31,7 +31,10 @@ from aiosd.tasks.agent import Hands
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.recollection import memory_tools
 from aiosd.tasks.runner import open_runner
+from aiosd.tools.hosts import Walls
 from aiosd.tools.registry import open_registry
+from aiosd.tools.sandbox import Tier
+from aiosd.tools.syscalls import PR_SET_DUMPABLE, prctl
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class AlreadyRunning(AiosError):
 
 async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> None:
     """Runs until SIGTERM, SIGINT or `system.shutdown`. Raises AlreadyRunning, and what the ledger raises."""
+    prctl(PR_SET_DUMPABLE, 0)  # our memory, environment and descriptors are no other process's to read
     started = time.monotonic()
     stop = anyio.Event()
     with _lock(paths.lock, socket_path), passed_socket(environ) or _bound(socket_path) as listening:
@@ -60,6 +64,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 [paths.config_dir / folder for folder in config.tools.paths],
                 lambda session: _workspace(paths, session),
                 memory_tools(memory),
+                walls=_walls(paths, socket_path, environ),
             ) as registry,
             open_pool(config, environ) as pool,
         ):
@@ -114,6 +119,14 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
 async def _stop_on_signal(signals: AsyncIterable[signal.Signals], stop: anyio.Event) -> None:
     async for _ in signals:
         stop.set()
+
+
+def _walls(paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> Walls:
+    """AIOSD_TIERS is for tests: it names the walls that are tried, and can only take some away; without any, no tool
+    runs."""
+    hidden = (paths.config, paths.data, paths.state, paths.cache, paths.run, socket_path)
+    named = environ.get("AIOSD_TIERS")
+    return Walls(hidden, tuple(Tier) if named is None else tuple(map(Tier, named.split(","))))
 
 
 def _workspace(paths: Paths, session: Session) -> Path:

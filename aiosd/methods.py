@@ -99,7 +99,7 @@ async def system_info(services: Services, peer: server.Peer, params: p.SystemInf
             "data": str(services.paths.data),
             "state": str(services.paths.state),
         },
-        sandbox="process",
+        sandbox=await services.registry.sandbox(),
         embedder="none",
         counts=rows | {"open_tasks": services.runner.open},
         backends=await services.pool.names(),

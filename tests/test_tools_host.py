@@ -200,7 +200,7 @@ def open_(tmp_path: Path) -> Open:
     (tmp_path / "tools").mkdir()
 
     @asynccontextmanager
-    async def open_(kernel: dict[str, KernelTool] | None = None, **options: int) -> AsyncIterator[Registry]:
+    async def open_(kernel: dict[str, KernelTool] | None = None, **options: Any) -> AsyncIterator[Registry]:
         folders = [tmp_path / "tools", tmp_path / "none"]
         workspaces = lambda s: Path(s.workspace or tmp_path / "workspaces" / s.session_id)
         async with open_registry(folders, workspaces, kernel or {}, **options) as opened:

@@ -1,9 +1,9 @@
 """The tool host: the process of one session in which the user's tools are loaded, and which forks for each call.
 
-    python -P -m aiosd.tools.host [--careful] FOLDER...
+    python -P -m aiosd.tools.host [--careful] PLAN
 
-Started clean by the registry: an empty environment, the session's workspace as current folder. One thread waits
-for requests, answers and ends of calls and the next deadline, all at once. A call's process leads a session of
+Started clean by the registry: an empty environment, the session's workspace as current folder. It walls itself in as
+the plan (a sandbox.Plan as JSON) says, before it loads what others wrote. One thread waits for requests, answers and ends of calls and the next deadline, all at once. A call's process leads a session of
 its own, so that it can be killed with all that it started; the little that gets away from there is adopted
 (PR_SET_CHILD_SUBREAPER) and killed when the call ends.
 """
@@ -31,6 +31,7 @@ from aiosd.errors import AiosError, DeadlineExceeded, InvalidParams, MethodNotFo
 from aiosd.records import ToolResult
 from aiosd.tools.loading import Loaded, ending, load
 from aiosd.tools.running import Answer, run
+from aiosd.tools.sandbox import ADVICE, Plan, Walls, build
 from aiosd.tools.wire import CAREFUL, Call, Description, Problem
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -77,8 +78,11 @@ class Running:
 
 
 class Host:
-    def __init__(self, line: stdio.Line, tools: Mapping[str, Loaded], problems: Sequence[Problem]) -> None:
+    def __init__(
+        self, line: stdio.Line, tools: Mapping[str, Loaded], problems: Sequence[Problem], walls: Walls
+    ) -> None:
         self._line = line
+        self._walls = walls
         self._tools = tools
         self._problems = tuple(problems)
         self._selector = selectors.DefaultSelector()
@@ -126,7 +130,9 @@ class Host:
             match request.method:
                 case "describe":
                     tools = tuple(loaded.tool for loaded in self._tools.values())
-                    self._line.answer(request.id, Description(tools=tools, problems=self._problems))
+                    tier = self._walls.tier.value
+                    described = Description(tools=tools, problems=self._problems, sandbox=tier)
+                    self._line.answer(request.id, described)
                 case "call":
                     self._start(request.id, _call(request.params))
                 case _:
@@ -138,6 +144,8 @@ class Host:
         loaded = self._tools.get(call.name)
         if loaded is None:
             raise NotFound(f"the tool host has no tool `{call.name}`")
+        if not self._walls.hold:
+            raise ToolFailed(f"`{call.name}` was not run: {_unwalled(self._walls)}", hint=ADVICE)
         receiving, sending = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.fork()
@@ -170,6 +178,7 @@ class Host:
             self._selector.close()
             self._line.close()
             os.close(receiving)
+            self._walls.enter()
             me = os.getpid()
             answer = msgspec.json.encode(run(loaded, arguments))
             if os.getpid() == me:  # a tool may fork and return twice
@@ -297,6 +306,10 @@ def _is_readable(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
+def _unwalled(walls: Walls) -> str:
+    return f"no walls can be built around tools on this machine ({walls.why})"
+
+
 def _write(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
@@ -306,15 +319,20 @@ def _write(descriptor: int, data: bytes) -> None:
 def main() -> None:
     line = stdio.open_line()
     sys.dont_write_bytecode = True  # nothing of ours in the user's folders
-    folders = sys.argv[1:]
-    if careful := folders[:1] == [CAREFUL]:
-        del folders[0]
-    tools, problems = load([Path(folder) for folder in folders], careful=careful)
+    plan = msgspec.json.decode(sys.argv[-1], type=Plan)
+    walls = build(plan)
+    if walls.why:
+        print(f"walls: {walls.tier} ({walls.why})", file=sys.stderr)  # noqa: T201 - the daemon's log
+    # Importing a user's file runs it, and that is not done without walls either.
+    folders = [Path(folder) for folder in plan.folders] if walls.hold else []
+    tools, problems = load(folders, careful=CAREFUL in sys.argv)
+    if not walls.hold:
+        problems = tuple(Problem(file=f, line=None, error=_unwalled(walls)) for f in plan.folders)
     if any(inspect.iscoroutinefunction(loaded.function) for loaded in tools.values()):
         import asyncio  # noqa: F401 - once here, or in every call of an async tool; and never where there is none
     gc.collect()
     gc.freeze()  # a fork that leaves these objects alone shares their memory
-    Host(line, tools, problems).serve()
+    Host(line, tools, problems, walls).serve()
 
 
 if __name__ == "__main__":

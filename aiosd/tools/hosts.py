@@ -4,7 +4,7 @@ or to make room for another's."""
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from aiosd.child import Child, open_child
 from aiosd.errors import InvalidState, Overloaded
 from aiosd.records import Session
+from aiosd.tools.sandbox import Plan, Tier
 from aiosd.tools.wire import CAREFUL
 
 MAX_HOSTS = 8
@@ -27,6 +28,15 @@ ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 """All that a tool finds in its environment: the daemon's may hold keys."""
 
 
+class Walls(msgspec.Struct, frozen=True):
+    """What all hosts have in common."""
+
+    hidden: tuple[Path, ...] = ()
+    """The daemon's own files and folders, which no tool may reach wherever its workspace lies."""
+    tiers: tuple[Tier, ...] = tuple(Tier)
+    """The walls that are tried."""
+
+
 class UserFiles(msgspec.Struct, frozen=True):
     """What a host loads. One that was started for others is out of date."""
 
@@ -35,10 +45,19 @@ class UserFiles(msgspec.Struct, frozen=True):
     """Path, time of change and size of each file."""
     careful: bool
 
-    def argv(self) -> list[str]:
+    walls: Walls
+
+    def argv(self, workspace: Path | None, *, write: bool) -> list[str]:
         """-P: what lies in the workspace is never imported."""
+        plan = Plan(
+            workspace=None if workspace is None else str(workspace),
+            write=write,
+            folders=tuple(map(str, self.folders)),
+            hidden=tuple(map(str, self.walls.hidden)),
+            tiers=self.walls.tiers,
+        )
         careful = [CAREFUL] if self.careful else []
-        return [sys.executable, "-P", "-m", "aiosd.tools.host", *careful, *map(str, self.folders)]
+        return [sys.executable, "-P", "-m", "aiosd.tools.host", *careful, msgspec.json.encode(plan).decode()]
 
 
 class _Host:
@@ -112,9 +131,9 @@ class Hosts:
                     break
                 self._room = anyio.Event()
                 await self._room.wait()
-            folder = _workspace(session, self._workspaces(session))
+            folder = _workspace(session, self._workspaces(session), files.walls.hidden)
             host = self._hosts[session.session_id] = _Host(files)
-            self._tasks.start_soon(self._keep, host, session.session_id, folder)
+            self._tasks.start_soon(self._keep, host, session, folder)
             return host
         raise Overloaded(f"{self._max_hosts} sessions are calling tools, and none came to an end; try again")
 
@@ -127,13 +146,13 @@ class Hosts:
         self._hosts.pop(idle).unwanted.set()
         return True
 
-    async def _keep(self, host: _Host, session_id: str, folder: Path) -> None:
+    async def _keep(self, host: _Host, session: Session, folder: Path) -> None:
         """Its own task, since what is opened in a task is closed in it, and a host outlives the call that needed it."""
         try:
-            name = f"tool host {session_id[:8]}"
-            async with open_child(
-                host.files.argv(), name=name, env=ENVIRONMENT, cwd=folder, idle_s=IDLE_S
-            ) as child:
+            name = f"tool host {session.session_id[:8]}"
+            # Its own private folder a session may always write to: that is what it is for.
+            argv = host.files.argv(folder, write=session.write or session.workspace is None)
+            async with open_child(argv, name=name, env=ENVIRONMENT, cwd=folder, idle_s=IDLE_S) as child:
                 host.child = child
                 host.ready.set()
                 await host.unwanted.wait()
@@ -142,10 +161,12 @@ class Hosts:
             host.closed.set()
 
 
-def _workspace(session: Session, folder: Path) -> Path:
+def _workspace(session: Session, folder: Path, hidden: Sequence[Path]) -> Path:
     """A session's own folder is made when it is first needed; one that the user named is there or is not."""
     if session.workspace is None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     elif not folder.is_dir():
         raise InvalidState(f"the session's workspace `{folder}` is not there any more")
+    elif own := [path for path in hidden if folder.resolve().is_relative_to(path.resolve())]:
+        raise InvalidState(f"the session's workspace `{folder}` lies in the daemon's own `{own[0]}`")
     return folder

@@ -20,7 +20,7 @@ from aiosd.child import ChildDied, open_child
 from aiosd.errors import DeadlineExceeded, InvalidParams, NotFound, PermissionDenied, RateLimited, ToolFailed
 from aiosd.records import Session, Tool, ToolResult
 from aiosd.tools import limits, policy
-from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, UserFiles
+from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, UserFiles, Walls
 from aiosd.tools.kernel import KernelTool
 from aiosd.tools.wire import Call, Description, Problem
 
@@ -39,24 +39,29 @@ async def open_registry(
     workspaces: Callable[[Session], Path],
     kernel: Mapping[str, KernelTool],
     *,
+    walls: Walls = Walls(),  # noqa: B008 - it is frozen
     max_hosts: int = MAX_HOSTS,
 ) -> AsyncIterator[Registry]:
     """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder."""
     async with anyio.create_task_group() as tasks:
         hosts = Hosts(tasks, workspaces, max_hosts)
         try:
-            yield Registry(folders, hosts, kernel)
+            yield Registry(folders, hosts, kernel, walls)
         finally:
             hosts.close()
 
 
 class Registry:
-    def __init__(self, folders: Sequence[Path], hosts: Hosts, kernel: Mapping[str, KernelTool]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], hosts: Hosts, kernel: Mapping[str, KernelTool], walls: Walls
+    ) -> None:
         self._folders = tuple(folders)
         self._hosts = hosts
         self._kernel = {entry.tool.name: entry for entry in kernel.values()}
         self._tools: dict[str, Tool] = {}
         self._problems: tuple[Problem, ...] = ()
+        self._walls = walls
+        self._sandbox = ""
         self._files: UserFiles | None = None
         self._describing = anyio.Lock()
         self._buckets: dict[tuple[str, str], limits.Bucket] = {}
@@ -84,6 +89,11 @@ class Registry:
         """The user's files and tools that were passed over, and why."""
         await self._described()
         return self._problems
+
+    async def sandbox(self) -> str:
+        """The tier of the walls around tools, a sandbox.Tier. Raises ToolFailed where no host starts."""
+        await self._described()
+        return self._sandbox
 
     async def end(self, session_id: str) -> None:
         """Ends the session's tool host and the calls that run in it."""
@@ -162,11 +172,11 @@ class Registry:
         if self._files is None or self._files.stamp != stamp:
             async with self._describing:  # the others wait for the one answer; it has a deadline
                 if self._files is None or self._files.stamp != stamp:
-                    files = UserFiles(self._folders, stamp, careful=False)
+                    files = UserFiles(self._folders, stamp, careful=False, walls=self._walls)
                     try:
                         description = await _ask(files)
                     except ToolFailed:
-                        files = UserFiles(self._folders, stamp, careful=True)
+                        files = UserFiles(self._folders, stamp, careful=True, walls=self._walls)
                         description = await _ask(files)
                     self._learn(description)
                     self._files = files
@@ -181,13 +191,16 @@ class Registry:
         ]
         self._tools = tools | {name: entry.tool for name, entry in self._kernel.items()}
         self._problems = (*description.problems, *taken)
+        self._sandbox = description.sandbox
+        logger.info("tools are described", extra={"sandbox": self._sandbox, "tools": len(self._tools)})
         for problem in self._problems:
             logger.warning("tool passed over", extra={"problem": str(problem)})
 
 
 async def _ask(files: UserFiles) -> Description:
     """From a host for this alone, in no workspace. Raises ToolFailed."""
-    async with open_child(files.argv(), name="tool catalog", env=ENVIRONMENT, cwd=Path("/")) as child:
+    argv = files.argv(None, write=False)
+    async with open_child(argv, name="tool catalog", env=ENVIRONMENT, cwd=Path("/")) as child:
         try:
             answer = await child.call("describe", timeout_s=3 * START_S if files.careful else START_S)
             return msgspec.convert(answer, Description)

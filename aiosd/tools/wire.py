@@ -32,3 +32,5 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[Tool, ...]
     problems: tuple[Problem, ...]
+    sandbox: str
+    """The tier of its walls, a sandbox.Tier."""

@@ -1,0 +1,237 @@
+"""A process with a file system, processes and a network of its own: the first wall, where the kernel lets an ordinary
+user have one. namespaces(7), user_namespaces(7), pivot_root(2).
+
+The new root has what programs need (/usr, a little of /etc and /dev), what the room names, and a private /tmp.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+from aiosd.tools import syscalls as sc
+
+TMP_MB = 64
+"""Of the private /tmp; it is memory."""
+
+TMP_FILES = 20_000
+
+MERGED = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
+"""Links into /usr on most systems, folders of their own on others."""
+
+ETC = (
+    *(
+        "/etc/ld.so.cache",
+        "/etc/passwd",
+        "/etc/group",
+        "/etc/nsswitch.conf",
+        "/etc/localtime",
+        "/etc/mime.types",
+    ),
+    *("/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/alternatives"),
+)
+
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+
+LINKS = {"/dev/fd": "/proc/self/fd", "/dev/shm": "/tmp"}
+
+RUN_LATER = (".git/hooks", ".git/config")
+"""Files of a workspace that others run: a tool that may write there could leave the sandbox through them. Their folder
+is mounted on itself too, since otherwise it could be moved away."""
+
+APART = (
+    sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
+)
+
+STARTED, READY, FAILED = b"started", b"ready", b"failed"
+"""What the new processes tell the old one, a line each: a process's number, that it is walled in, or why not."""
+
+
+class Room(NamedTuple):
+    """What there is for a tool to see. Absolute paths; those that are not there are passed over."""
+
+    read: tuple[Path, ...]
+    write: tuple[Path, ...]
+    hidden: tuple[Path, ...]
+    """Not even where they lie below one of the others."""
+
+
+class Impossible(Exception):
+    """This machine does not have that wall; the text says what failed."""
+
+
+class _Mount(NamedTuple):
+    path: Path
+    how: Literal["read", "write", "hide"]
+
+
+def enter(room: Room, finish: Callable[[], None]) -> None:
+    """Goes on in a new process, which is process 1 of its own; the old one waits for it and ends as it does.
+
+    `finish` is the rest of what must work there. Raises Impossible, in the old process and unchanged, where
+    anything does not. Call it while there is one thread only.
+    """
+    heard, telling = os.pipe()
+    going, go = os.pipe()
+    sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)  # the new process comes to us when the one between ends
+    between = os.fork()
+    if between == 0:
+        os.close(go)
+        _become(room, finish, telling, going)
+        return
+    os.close(telling)
+    os.close(going)
+    os.waitpid(between, 0)
+    said = b""
+    while piece := os.read(heard, 4096):
+        said += piece
+    os.close(heard)
+    words = dict(line.split(b" ", 1) for line in said.splitlines())
+    if READY in words:
+        _stand_by(int(words[STARTED]), go)
+    os.close(go)
+    sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 0)
+    if STARTED in words:
+        os.waitpid(int(words[STARTED]), 0)
+    raise Impossible(words.get(FAILED, b"the new process ended").decode(errors="replace"))
+
+
+def _become(room: Room, finish: Callable[[], None], telling: int, going: int) -> None:
+    """The process between, which ends here, and its child, which returns once the old one has said so."""
+    try:
+        uid, gid = os.geteuid(), os.getegid()
+        sc.unshare(APART)
+        for name, content in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
+            Path("/proc/self", name).write_text(content)
+        inner = os.fork()
+        if inner:
+            os.write(telling, b"%s %d\n" % (STARTED, inner))
+            os._exit(0)
+        _build(room)
+        finish()
+    except (OSError, ValueError) as exc:
+        os.write(telling, b"%s %s\n" % (FAILED, str(exc).encode(errors="replace")))
+        os._exit(1)
+    os.write(telling, b"%s \n" % READY)
+    os.close(telling)
+    # The process between has ended by now, so this is tied to the old one; which may have ended too.
+    if not os.read(going, 1):
+        os._exit(1)
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(going, select.POLLIN)
+    if poll.poll(0):
+        os._exit(1)
+    os.close(going)
+
+
+def _stand_by(pid: int, go: int) -> NoReturn:
+    """All that is left of the old process: a parent for the new one, whose end it passes on."""
+    os.write(go, b"!")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - {2, go, nothing}:
+        try:
+            os.close(descriptor)
+        except OSError:  # the one that the list was read from
+            continue
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status))
+
+
+# --- the file system ---------------------------------------------------------------------------------------
+
+
+def _build(room: Room) -> None:
+    sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    mounts = _mounts(room)
+    sources = {m.path: os.open(m.path, os.O_PATH | os.O_CLOEXEC) for m in mounts}  # before /tmp is covered
+    devices = {name: os.open(name, os.O_PATH | os.O_CLOEXEC) for name in DEVICES}
+    root = "/tmp"
+    sc.mount("tmpfs", root, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=755,size=1m")
+    for name in ("dev", "proc", "tmp"):
+        os.mkdir(f"{root}/{name}", 0o755)
+    for name in MERGED:
+        if os.path.islink(name):
+            os.symlink(os.readlink(name), root + name)
+    for link, target in LINKS.items():
+        os.symlink(target, root + link)
+    size = f"mode=1777,size={TMP_MB}m,nr_inodes={TMP_FILES}"
+    sc.mount("tmpfs", f"{root}/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, size)
+    for name, source in devices.items():
+        _place(source, root + name)
+        sc.mount(f"/proc/self/fd/{source}", root + name, None, sc.MS_BIND)
+    for mounted in mounts:
+        _mount(mounted, sources[mounted.path], root)
+    for mounted in mounts:
+        if mounted.how == "hide":
+            sc.mount_setattr(f"{root}{mounted.path}", sc.MOUNT_ATTR_RDONLY, recursive=False)
+    kept = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
+    sc.mount(
+        "proc", f"{root}/proc", "proc", kept | sc.MS_RDONLY
+    )  # root may write sysctls there, even from in here
+    for source in (*sources.values(), *devices.values()):
+        os.close(source)
+    here = os.getcwd()
+    os.chdir(root)
+    sc.pivot_root_here()
+    sc.mount_setattr("/", sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, recursive=False)
+    os.chdir(here if os.path.isdir(here) else "/")
+
+
+def _mounts(room: Room) -> list[_Mount]:
+    """In the order in which they are made: what lies below another comes after it."""
+    wanted = {Path("/usr"): "read"}
+    wanted |= {Path(name): "read" for name in (*MERGED, *ETC) if os.path.exists(name)}
+    wanted = {path: how for path, how in wanted.items() if not (str(path) in MERGED and path.is_symlink())}
+    for how, paths in (("write", room.write), ("read", room.read)):
+        wanted |= {place: how for path in paths if path.exists() for place in (path, path.resolve())}
+    for folder in room.write:
+        for name in RUN_LATER:
+            if (path := folder / name).exists() and not path.parent.is_symlink():
+                wanted |= {path.parent: "write", path: "read"}
+        if (path := folder / ".git").is_file() and not path.is_symlink():
+            wanted[path] = "read"
+    for path in room.hidden:
+        if path.exists() and any(shown in path.parents for shown in wanted) and path not in wanted:
+            wanted[path] = "hide"
+    ordered = sorted(wanted.items(), key=lambda item: len(item[0].parts))
+    return [_Mount(path, how) for path, how in ordered]  # type: ignore[arg-type]
+
+
+def _mount(mounted: _Mount, source: int, root: str) -> None:
+    target = f"{root}{mounted.path}"
+    _place(source, target)
+    through = f"/proc/self/fd/{source}"
+    if mounted.how != "hide":
+        sc.mount(through, target, None, sc.MS_BIND | sc.MS_REC)
+        read_only = sc.MOUNT_ATTR_RDONLY if mounted.how == "read" else 0
+        sc.mount_setattr(target, read_only | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, recursive=True)
+    elif stat.S_ISDIR(os.fstat(source).st_mode):
+        sc.mount("tmpfs", target, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=755,size=64k")
+    else:
+        sc.mount(f"{root}/dev/null", target, None, sc.MS_BIND)
+
+
+def _place(source: int, target: str) -> None:
+    """Something of the same kind to mount it on, unless it is there."""
+    if os.path.lexists(target):
+        return
+    if stat.S_ISDIR(os.fstat(source).st_mode):
+        os.makedirs(target, 0o755)
+    else:
+        os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
