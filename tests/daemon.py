@@ -49,6 +49,8 @@ class Daemon:
             "TZ": "UTC",
             **(environ or {}),
         }
+        self.through: tuple[str, ...] = ()
+        """A command that execs the daemon, as another user for instance."""
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -65,7 +67,7 @@ class Daemon:
             address = "@" + ready.getsockname()[1:].decode()
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "aiosd"],
+                    [*self.through, sys.executable, "-m", "aiosd"],
                     env=self.environ | {"NOTIFY_SOCKET": address},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,

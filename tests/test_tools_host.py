@@ -30,6 +30,7 @@ from aiosd.tools import host, registry
 from aiosd.tools.kernel import KernelTool, kernel_tool
 from aiosd.tools.registry import Registry, open_registry
 from aiosd.tools.results import MAX_TEXT
+from tests.processes import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -152,7 +153,7 @@ def world() -> dict:
     fds = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
     return {"environ": dict(os.environ), "cwd": os.getcwd(), "stdin": sys.stdin.read(), "leader": os.getsid(0) == os.getpid(),
             "fds": fds, "path": sys.path, "modules": [m for m in ("anyio", "pydantic", "openai", "sqlite3") if m in sys.modules],
-            "opened": opened.closed, "pid": os.getpid(), "ppid": os.getppid(), "bytecode": sys.dont_write_bytecode}
+            "processes": [p for p in os.listdir("/proc") if p.isdigit()], "opened": opened.closed, "pid": os.getpid(), "ppid": os.getppid(), "bytecode": sys.dont_write_bytecode}
 
 @tool(permissions=["write"], rate_limit=2)
 def limited(text: str) -> str:
@@ -324,7 +325,7 @@ async def test_a_tools_world_is_its_workspace_and_nothing_of_the_daemons(
     tools: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    os.mkfifo(fifo := tmp_path / "fifo")
+    fifo = made_fifo(tmp_path)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: call(tools, "hangs", how="sleep", fifo=str(fifo)))
         await numbers(fifo)  # beside another call, whose answer it must not be able to read
@@ -351,8 +352,19 @@ async def test_user_code_never_runs_in_the_daemon(tools: Registry) -> None:
 # --- deadlines, cancellation, and what is left behind ------------------------------------------------------
 
 
+def made_fifo(tmp_path: Path, name: str = "fifo", session: str = "s1") -> Path:
+    """In the session's workspace: elsewhere no tool could write to it."""
+    fifo = tmp_path / "workspaces" / session / name
+    fifo.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.mkfifo(fifo)
+    return fifo
+
+
 async def numbers(fifo: Path) -> list[int]:
-    return [int(n) for n in (await anyio.to_thread.run_sync(fifo.read_text)).split()]
+    """What `hangs` said: the call's process, one that it started (or 0), and the host's, as numbered out here."""
+    said = [int(n) for n in (await anyio.to_thread.run_sync(fifo.read_text)).split()]
+    host = Host(fifo.parent)
+    return [host.outside(n) if n else 0 for n in said]
 
 
 async def gone(pid: int) -> None:
@@ -372,7 +384,7 @@ async def gone(pid: int) -> None:
 async def test_a_call_past_its_deadline_is_killed_with_all_it_started(
     tools: Registry, tmp_path: Path, how: str
 ) -> None:
-    os.mkfifo(fifo := tmp_path / "fifo")
+    fifo = made_fifo(tmp_path)
     found: list[int] = []
 
     async def note() -> None:
@@ -392,7 +404,7 @@ async def test_a_call_past_its_deadline_is_killed_with_all_it_started(
 async def test_a_cancelled_call_is_killed_with_all_it_started(
     tools: Registry, tmp_path: Path, how: str
 ) -> None:
-    os.mkfifo(fifo := tmp_path / "fifo")
+    fifo = made_fifo(tmp_path)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: call(tools, "hangs", how=how, fifo=str(fifo)))
         process, started, _ = await numbers(fifo)
@@ -404,7 +416,10 @@ async def test_a_cancelled_call_is_killed_with_all_it_started(
 
 @pytest.mark.parametrize("how", ["child", "daemon"])
 async def test_what_a_finished_call_leaves_behind_is_killed(tools: Registry, how: str) -> None:
-    await gone(int(text(await call(tools, "leaves", how=how))))
+    """Were it left alone, it would be the next call's sibling."""
+    await call(tools, "leaves", how=how)
+    siblings = (await call(tools, "world")).structured_content["processes"]
+    assert len(siblings) == 2  # the host and this call
 
 
 async def test_what_a_file_started_at_its_import_lives_as_long_as_the_host(
@@ -417,15 +432,15 @@ async def test_what_a_file_started_at_its_import_lives_as_long_as_the_host(
     )
     async with open_() as tools:
         pids = [int(text(await call(tools, "pid"))) for _ in range(2)]
-        os.kill(pids[0], 0)
+        companion = Host(tmp_path / "workspaces" / "s1").outside(pids[0])
         assert pids[0] == pids[1]
-    await gone(pids[0])
+    await gone(companion)
 
 
 async def test_one_calls_end_leaves_another_call_and_its_processes_alone(
     tools: Registry, tmp_path: Path
 ) -> None:
-    os.mkfifo(fifo := tmp_path / "fifo")
+    fifo = made_fifo(tmp_path)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: call(tools, "hangs", how="daemon", fifo=str(fifo)))
         process, started, _ = await numbers(fifo)
@@ -440,9 +455,9 @@ async def test_calls_run_side_by_side(tools: Registry, tmp_path: Path) -> None:
     """Each of the five waits, and says so, before any is ended."""
     async with anyio.create_task_group() as tasks:
         for n in range(5):
-            os.mkfifo(tmp_path / f"fifo{n}")
-            tasks.start_soon(partial(call, tools, "hangs", how="sleep", fifo=str(tmp_path / f"fifo{n}")))
-        hosts = [(await numbers(tmp_path / f"fifo{n}"))[2] for n in range(5)]
+            fifo = made_fifo(tmp_path, f"fifo{n}")
+            tasks.start_soon(partial(call, tools, "hangs", how="sleep", fifo=str(fifo)))
+        hosts = [(await numbers(fifo.with_name(f"fifo{n}")))[2] for n in range(5)]
         assert len(set(hosts)) == 1
         assert text(await call(tools, "echo", text="meanwhile")) == "meanwhile"
         tasks.cancel_scope.cancel()
@@ -456,7 +471,7 @@ async def test_hostile_types_count_as_part_of_the_call(tools: Registry) -> None:
 async def test_a_killed_host_fails_its_calls_and_the_next_call_has_a_new_one(
     tools: Registry, tmp_path: Path
 ) -> None:
-    os.mkfifo(fifo := tmp_path / "fifo")
+    fifo = made_fifo(tmp_path)
     process = 0
 
     async def kill() -> None:
@@ -477,7 +492,7 @@ async def test_a_killed_host_fails_its_calls_and_the_next_call_has_a_new_one(
 
 async def host_of(tools: Registry, name: str) -> int:
     result = await tools.call(session(name), "world", {}, timeout_s=LONG_S)
-    return int(result.structured_content["ppid"])
+    return Host(Path(result.structured_content["cwd"])).pid
 
 
 async def test_each_session_has_its_own_host_until_it_ends(tools: Registry) -> None:
@@ -501,10 +516,10 @@ async def test_the_least_recently_used_host_makes_room_and_a_busy_one_never_does
         assert await host_of(tools, "one") == one
         await host_of(tools, "three")
         await gone(two)
-        os.mkfifo(fifo := tmp_path / "fifo")
-        arguments = {"how": "sleep", "fifo": str(fifo)}
         async with anyio.create_task_group() as tasks:
             for name in ("one", "three"):
+                fifo = made_fifo(tmp_path, session=name)
+                arguments = {"how": "sleep", "fifo": str(fifo)}
                 tasks.start_soon(partial(tools.call, session(name), "hangs", arguments, timeout_s=LONG_S))
                 await numbers(fifo)
             with pytest.raises(Overloaded, match="2 sessions"):
@@ -515,7 +530,7 @@ async def test_the_least_recently_used_host_makes_room_and_a_busy_one_never_does
 
 async def test_a_registry_that_closes_ends_its_hosts_and_their_calls(open_: Open, tmp_path: Path) -> None:
     (tmp_path / "tools" / "mine.py").write_text(TOOLS)
-    os.mkfifo(fifo := tmp_path / "fifo")
+    fifo = made_fifo(tmp_path)
     failed = anyio.Event()
 
     async with anyio.create_task_group() as tasks:

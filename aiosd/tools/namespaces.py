@@ -81,6 +81,7 @@ def enter(room: Room, finish: Callable[[], None]) -> None:
     sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)  # the new process comes to us when the one between ends
     between = os.fork()
     if between == 0:
+        os.close(heard)
         os.close(go)
         _become(room, finish, telling, going)
         return

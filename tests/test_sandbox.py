@@ -1,0 +1,227 @@
+"""Hostile tools against real walls: a daemon of an ordinary user, one for each tier, and what a tool gets out of it.
+
+As root these tests drop to an ordinary uid first (tests/ordinary.py): the kernel does not hold root to RLIMIT_NPROC,
+and files of root's are everywhere, so that a wall that holds a user may have a hole for root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiosd import protocol as p
+from aiosd import records as r
+from aiosd.errors import DeadlineExceeded, InvalidState, ToolFailed
+from aiosd.tools.sandbox import Tier
+from tests import attacks
+from tests.daemon import Daemon
+from tests.ordinary import UID
+from tests.processes import Host
+
+OPEN: dict[Tier, set[str]] = {
+    Tier.NAMESPACES: {"fill_disk_with_many"},
+    Tier.WITHOUT_LANDLOCK: {"fill_disk_with_many"},
+    Tier.LANDLOCK: {"fill_disk_with_many", "stat_ssh_key", "plant_git_hook", "swap_git_folder"},
+}
+"""What is not stopped, by tier. README.md tells the user. Beside these, memory is bounded by process and not in all,
+which is not tried here: it would take what others on the machine need."""
+
+
+class Place:
+    """A user's home with secrets in it, his daemon, and a session whose tools are hostile."""
+
+    def __init__(self, base: Path, tiers: str | None, without: str = "") -> None:
+        self.base = base
+        self.uid = UID if os.geteuid() == 0 else os.geteuid()
+        self.workspace = base / "project"
+        self.key = base / "me" / ".ssh" / "id_rsa"
+        environ = {"HOME": str(base / "me"), "OPENAI_API_KEY": "sk-seeded"}
+        if tiers is not None:
+            environ["AIOSD_TIERS"] = tiers
+        self.daemon = Daemon(base / "me" / "aiosd", "# secret\n", environ)
+        self.daemon.through = (sys.executable, "-m", "tests.ordinary", str(self.uid), without)
+        (base / "me" / "aiosd" / "tools").mkdir()
+        shutil.copy(attacks.__file__, base / "me" / "aiosd" / "tools" / "attacks.py")
+        self.key.parent.mkdir()
+        self.key.write_text("PRIVATE KEY")
+        (self.workspace / ".git" / "hooks").mkdir(parents=True)
+        base.chmod(0o755)
+        for path in (base, *base.rglob("*")):
+            os.chown(path, self.uid, -1)
+        self.setuid = base / "me" / "aiosd" / "tools" / "id"
+        shutil.copy("/usr/bin/id", self.setuid)
+        self.setuid.chmod(0o4755)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with (
+            self.daemon,
+            socket.create_server(("127.0.0.1", 0)) as tcp,
+            socket.socket(socket.AF_UNIX) as unix,
+        ):
+            unix.bind("")
+            unix.listen()
+            self.session = self.daemon.session(
+                permissions=["*"], workspace=str(self.workspace), write=True, title="hostile"
+            )
+            other = self.daemon.session(permissions=["*"], title="other")
+            self.call(other, "write_note", text="another session's")
+            self.other = self.daemon.home / "state" / "workspaces" / other.session_id / "note"
+            assert self.other.read_text() == "another session's"
+            assert self.daemon.process is not None
+            self.facts = {
+                "pid": self.daemon.process.pid,
+                "home": str(self.base / "me"),
+                "tools": str(self.daemon.home / "tools"),
+                "key": str(self.key),
+                "database": str(self.daemon.home / "data" / "aiosd.db"),
+                "config": str(self.daemon.home / "config.toml"),
+                "log": str(self.daemon.log),
+                "socket": str(self.daemon.socket),
+                "other": str(self.other),
+                "tcp": tcp.getsockname()[1],
+                "abstract": unix.getsockname()[1:].decode(),
+                "setuid": str(self.setuid),
+                "tmp_name": f"aiosd-test-{os.getpid()}",
+                "shm": 0,
+                "forks": 3000,
+            }
+            yield
+
+    def call(self, session: r.Session, name: str, /, **arguments: Any) -> r.ToolResult:
+        return self.daemon.call(p.ToolCall(session_id=session.session_id, name=name, arguments=arguments))
+
+    def attack(self, name: str) -> str:
+        """What it got; "" where it was stopped."""
+        try:
+            result = self.call(self.session, "try_it", name=name, facts=self.facts)
+        except (ToolFailed, DeadlineExceeded):
+            return ""
+        (block,) = result.content
+        return block.text if block.text.startswith("GOT ") and not result.is_error else ""
+
+
+@contextmanager
+def place(tiers: str | None = None, without: str = "") -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(
+        prefix="aiosd-", dir="/tmp"
+    ) as folder:  # pytest's own is closed to others
+        made = Place(Path(folder), tiers, without)
+        with made.running():
+            yield made
+
+
+@pytest.fixture(scope="module", params=list(OPEN))
+def hostile(request: pytest.FixtureRequest) -> Iterator[tuple[Tier, Place]]:
+    tier: Tier = request.param
+    with place(tier.value) as made:
+        found = made.daemon.call(p.SystemInfo()).sandbox
+        if found != tier:
+            pytest.skip(f"this machine has `{found}`, not `{tier}`")
+        yield tier, made
+
+
+@pytest.mark.parametrize("name", sorted(attacks.ATTACKS))
+def test_an_attack_gets_nothing_but_what_is_known_to_be_open(hostile: tuple[Tier, Place], name: str) -> None:
+    tier, made = hostile
+    if os.uname().machine != "x86_64" and "system_call" in attacks.ATTACKS[name].__code__.co_names:
+        pytest.skip("its numbers are those of x86_64")
+    if name == "setuid_program" and os.geteuid() != 0:
+        pytest.skip("only root can make one")
+    got = made.attack(name)
+    assert bool(got) == (name in OPEN[tier]), got
+    assert made.daemon.call(p.SystemPing()).pid == made.facts["pid"]
+    assert made.call(made.session, "survives").content[0].text == "still here"
+
+
+def test_nothing_of_a_call_outlives_it_and_no_file_arrives_in_the_shared_tmp(
+    hostile: tuple[Tier, Place],
+) -> None:
+    _, made = hostile
+    made.attack("write_shared_tmp")
+    assert not Path("/tmp", made.facts["tmp_name"]).exists()
+    made.attack("orphan")
+    host = Host(made.workspace, made.facts["pid"])
+    assert host.processes() == []
+    assert made.key.read_text() == "PRIVATE KEY"
+
+
+def test_ordinary_work_is_done_inside_the_walls(hostile: tuple[Tier, Place]) -> None:
+    tier, made = hostile
+    assert made.call(made.session, "write_note", text="hello").content[0].text == "hello"
+    assert (made.workspace / "note").read_text() == "hello"
+    if tier is not Tier.LANDLOCK:  # which has no /tmp
+        assert made.call(made.session, "use_tmp").content[0].text.startswith("/tmp/")
+
+
+# --- which walls there are ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("without", "tier"),
+    [
+        ("", Tier.NAMESPACES),
+        ("landlock", Tier.WITHOUT_LANDLOCK),
+        ("namespaces", Tier.LANDLOCK),
+        ("userns-quota", Tier.LANDLOCK),
+        ("namespaces,landlock", Tier.NONE),
+    ],
+)
+def test_a_machine_that_lacks_a_wall_gets_the_next_best_and_never_none_silently(
+    without: str, tier: Tier
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="aiosd-", dir="/tmp") as folder:
+        made = Place(Path(folder), None, without)
+        with made.daemon:
+            info = made.daemon.call(p.SystemInfo())
+            assert info.sandbox == tier
+            session = made.daemon.session(permissions=["*"])
+            if tier is not Tier.NONE:
+                assert made.call(session, "survives").content[0].text == "still here"
+            else:
+                assert "no walls can be built" in str(info.problems)
+                assert "survives" not in {tool.name for tool in made.daemon.call(p.ToolList()).tools}
+                with pytest.raises(ToolFailed, match="no walls can be built") as caught:
+                    made.call(session, "clock")
+                assert "user namespaces" in str(caught.value.hint)
+
+
+# --- the workspace -----------------------------------------------------------------------------------------
+
+
+def test_a_workspace_is_written_to_only_where_the_session_may(hostile: tuple[Tier, Place]) -> None:
+    _, made = hostile
+    reader = made.daemon.session(permissions=["*"], workspace=str(made.workspace))
+    result = made.call(reader, "write_note", text="no")
+    assert result.is_error
+    assert result.content[0].text.startswith(("OSError", "PermissionError"))
+    assert "project" not in made.call(reader, "list_files").content[0].text
+
+
+def test_what_is_the_daemons_own_is_no_workspace_and_not_to_be_seen_in_one(
+    hostile: tuple[Tier, Place],
+) -> None:
+    tier, made = hostile
+    inside = made.daemon.session(permissions=["*"], workspace=str(made.daemon.home / "data"))
+    with pytest.raises(InvalidState, match="the daemon's own"):
+        made.call(inside, "survives")
+    around = made.daemon.session(permissions=["*"], workspace=str(made.base))
+    if tier is Tier.LANDLOCK:
+        with pytest.raises(ToolFailed, match="it cannot hide"):
+            made.call(around, "survives")
+        return
+    for fact in ("database", "other", "config"):
+        result = made.call(
+            around, "try_it", name=f"read_{fact}".replace("other", "other_workspace"), facts=made.facts
+        )
+        assert result.is_error or "b''" in result.content[0].text
+    assert "PRIVATE" in made.call(around, "try_it", name="read_ssh_key", facts=made.facts).content[0].text
