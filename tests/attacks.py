@@ -162,8 +162,9 @@ def read_raw_disk(facts: dict[str, Any]) -> str:
 
 @attack
 def write_outside(facts: dict[str, Any]) -> str:
+    """The test looks whether it arrived: a folder of that name may be there, of the tool's own."""
     Path(facts["home"], "evil").write_text("x")
-    return "wrote"
+    return ""
 
 
 @attack

@@ -31,6 +31,7 @@ def main() -> None:
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     if "userns-quota" in without:
         uid_map = f"{os.geteuid()} {os.geteuid()} 1"
+        sc.prctl(sc.PR_SET_DUMPABLE, 1)  # lost with root
         sc.unshare(sc.CLONE_NEWUSER)
         Path("/proc/self/uid_map").write_text(uid_map)
         Path("/proc/sys/user/max_user_namespaces").write_text("0")

@@ -7,8 +7,10 @@ and files of root's are everywhere, so that a wall that holds a user may have a 
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,12 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from aiosd import framing
 from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import DeadlineExceeded, InvalidState, ToolFailed
-from aiosd.tools.sandbox import Tier
+from aiosd.tools.sandbox import Plan, Tier
 from tests import attacks
 from tests.daemon import Daemon
 from tests.ordinary import UID
@@ -143,15 +147,29 @@ def test_an_attack_gets_nothing_but_what_is_known_to_be_open(hostile: tuple[Tier
     assert made.call(made.session, "survives").content[0].text == "still here"
 
 
+def wait_for_end(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ended, _, _ = select.select([descriptor], [], [], 30)
+        assert ended, f"process {pid} lives on"
+    finally:
+        os.close(descriptor)
+
+
 def test_nothing_of_a_call_outlives_it_and_no_file_arrives_in_the_shared_tmp(
     hostile: tuple[Tier, Place],
 ) -> None:
     _, made = hostile
     made.attack("write_shared_tmp")
+    made.attack("write_outside")
     assert not Path("/tmp", made.facts["tmp_name"]).exists()
+    assert not Path(made.facts["home"], "evil").exists()
     made.attack("orphan")
-    host = Host(made.workspace, made.facts["pid"])
-    assert host.processes() == []
+    for pid in Host(made.workspace, made.facts["pid"]).processes():
+        wait_for_end(pid)
     assert made.key.read_text() == "PRIVATE KEY"
 
 
@@ -172,7 +190,6 @@ def test_ordinary_work_is_done_inside_the_walls(hostile: tuple[Tier, Place]) -> 
         ("", Tier.NAMESPACES),
         ("landlock", Tier.WITHOUT_LANDLOCK),
         ("namespaces", Tier.LANDLOCK),
-        ("userns-quota", Tier.LANDLOCK),
         ("namespaces,landlock", Tier.NONE),
     ],
 )
@@ -193,6 +210,31 @@ def test_a_machine_that_lacks_a_wall_gets_the_next_best_and_never_none_silently(
                 with pytest.raises(ToolFailed, match="no walls can be built") as caught:
                     made.call(session, "clock")
                 assert "user namespaces" in str(caught.value.hint)
+
+
+def test_a_closed_session_leaves_no_process(hostile: tuple[Tier, Place]) -> None:
+    _, made = hostile
+    session = made.daemon.session(permissions=["*"])
+    made.call(session, "survives")
+    host = Host(made.daemon.home / "state" / "workspaces" / session.session_id, made.facts["pid"])
+    made.daemon.call(p.SessionClose(session_id=session.session_id))
+    wait_for_end(host.pid)
+
+
+def test_a_machine_without_a_quota_for_user_namespaces_gets_landlock() -> None:
+    """The host alone: out of the namespace in which the quota is taken away, nobody could talk to a daemon."""
+    plan = msgspec.json.encode(Plan()).decode()
+    command = [sys.executable, "-P", "-m", "aiosd.tools.host", plan]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ordinary", str(UID), "userns-quota", *command],
+        input=framing.request(1, "describe", {}) + b"\n",
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    answer = msgspec.json.decode(done.stdout)
+    assert answer["result"]["sandbox"] == Tier.LANDLOCK, done.stderr
+    assert b"namespaces: unshare: No space left on device" in done.stderr
 
 
 # --- the workspace -----------------------------------------------------------------------------------------

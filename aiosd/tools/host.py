@@ -141,11 +141,11 @@ class Host:
             self._line.refuse(request.id, exc)
 
     def _start(self, id: framing.Id, call: Call) -> None:
+        if not self._walls.hold:
+            raise ToolFailed(f"`{call.name}` was not run: {_unwalled(self._walls)}", hint=ADVICE)
         loaded = self._tools.get(call.name)
         if loaded is None:
             raise NotFound(f"the tool host has no tool `{call.name}`")
-        if not self._walls.hold:
-            raise ToolFailed(f"`{call.name}` was not run: {_unwalled(self._walls)}", hint=ADVICE)
         receiving, sending = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.fork()
