@@ -79,7 +79,7 @@ class Info(Record, frozen=True, kw_only=True):
     uptime_s: float
     paths: dict[str, str]
     sandbox: str
-    """How tools are walled off."""
+    """How tools are walled off: a tier of aiosd.tools.sandbox, or `none`, where none runs."""
     embedder: str
     """What turns text into vectors; `none` is BM25 alone."""
     counts: dict[str, int]

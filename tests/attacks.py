@@ -130,7 +130,7 @@ def read_by_racing_symlinks(facts: dict[str, Any]) -> str:
             Path("swap2").write_text("harmless")
             os.rename("swap2", "swap")
     try:
-        for _ in range(2000):
+        for _ in range(20_000):
             try:
                 if "PRIVATE" in (got := read("swap")):
                     return got

@@ -234,7 +234,31 @@ def test_a_machine_without_a_quota_for_user_namespaces_gets_landlock() -> None:
     )
     answer = msgspec.json.decode(done.stdout)
     assert answer["result"]["sandbox"] == Tier.LANDLOCK, done.stderr
-    assert b"namespaces: unshare: No space left on device" in done.stderr
+    assert b"No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["kill_daemon", "signal_by_descriptor"])
+def test_where_landlock_keeps_no_signals_in_seccomp_does(tmp_path: Path, name: str) -> None:
+    """As on a kernel between 6.2 and 6.12."""
+    shutil.copy(attacks.__file__, tmp_path)
+    plan = msgspec.json.encode(Plan(folders=(str(tmp_path),), tiers=(Tier.LANDLOCK,))).decode()
+    old = "from aiosd.tools import host, landlock; landlock.abi = lambda: 3; host.main()"
+    with subprocess.Popen(["sleep", "1000"]) as victim:
+        arguments = {"name": name, "facts": {"pid": victim.pid}}
+        call = {"name": "try_it", "arguments": arguments, "timeout_s": 30}
+        host = subprocess.Popen(
+            [sys.executable, "-P", "-c", old, plan], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        assert host.stdin is not None and host.stdout is not None
+        host.stdin.write(framing.request(1, "call", call))
+        answer = msgspec.json.decode(host.stdout.readline())
+        host.communicate(timeout=60)
+        assert victim.poll() is None
+        victim.kill()
+    if "error" in answer:
+        assert "no walls" in answer["error"]["message"], answer
+        pytest.skip("this machine has no Landlock")
+    assert answer["result"]["content"][0]["text"].startswith("PermissionError: [Errno 1]")
 
 
 # --- the workspace -----------------------------------------------------------------------------------------
