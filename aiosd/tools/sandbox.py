@@ -29,7 +29,13 @@ MAX_FILE = 256 * 1024**2
 MAX_OPEN = 1024
 
 MAX_PROCESSES = 128
-"""Processes and threads of one host. The kernel does not hold root to it."""
+"""Processes and threads of one host's calls, together. The kernel does not hold root to it."""
+
+RESERVE = 32
+"""Those that the host itself may still start when its calls have used up theirs and are on their way out."""
+
+DRIFT = 8 * MAX_PROCESSES
+"""By how many the processes of a whole machine may grow while a host runs, where its limit has to count them."""
 
 
 class Tier(StrEnum):
@@ -77,6 +83,8 @@ class Walls:
         """Once in each call's own process, before any of the tool's code. Raises OSError: then it must not run."""
         if not self.hold:
             raise OSError("there are no walls to enter")
+        others = sc.threads_of_the_machine() if self.tier is Tier.LANDLOCK else 0
+        _limit(resource.RLIMIT_NPROC, others + MAX_PROCESSES)
         sc.prctl(sc.PR_SET_DUMPABLE, 1)  # its host is not; its own /proc/self would not be its own
         if self._ruleset is not None:
             landlock.restrict(self._ruleset)
@@ -138,7 +146,7 @@ def _with_namespaces(room: Room, tiers: Collection[Tier]) -> Walls:
         if abi:
             write = [*room.write, Path("/tmp"), *map(Path, DEVICES)]
             ruleset = landlock.ruleset(abi, read=[Path("/")], write=write)
-        _close(ruleset, MAX_PROCESSES, seccomp.tools_filter(namespaces=True))
+        _close(ruleset, MAX_PROCESSES + RESERVE, seccomp.tools_filter(namespaces=True))
 
     enter(room, finish)
     return Walls(tier, "" if abi else "the kernel has no Landlock", ruleset=ruleset)
@@ -161,7 +169,7 @@ def _with_landlock(room: Room, why: str) -> Walls:
     its = landlock.ruleset(abi, read=read, write=write, folders=[own])
     calls = landlock.ruleset(abi, read=read, write=write)
     # The limit counts all of the user's processes, which we may not see; all users' are at least as many.
-    most = sc.threads_of_the_machine() + MAX_PROCESSES
+    most = sc.threads_of_the_machine() + DRIFT
     _close(its, most, seccomp.tools_filter(namespaces=False))
     os.close(its)
     signals = b"" if abi >= landlock.SIGNALS else seccomp.signals_filter()
@@ -179,15 +187,19 @@ def _close(ruleset: int | None, processes: int, program: bytes) -> None:
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
-        _, allowed = resource.getrlimit(what)
-        most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
-        resource.setrlimit(what, (most, most))
+        _limit(what, most)
     sc.drop_capabilities()
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     if ruleset is not None:
         landlock.restrict(ruleset)
     seccomp.install(program)
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
+
+
+def _limit(what: int, most: int) -> None:
+    _, allowed = resource.getrlimit(what)
+    most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+    resource.setrlimit(what, (most, most))
 
 
 def _python() -> list[Path]:
