@@ -461,6 +461,17 @@ def orphan(facts: dict[str, Any]) -> str:
 
 
 @attack
+def outrun_the_killer(facts: dict[str, Any]) -> str:
+    """A process that is always another one by the time it is killed. The test looks whether it is there afterwards."""
+    if facts["outrun"] and os.fork() == 0:
+        while True:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+    return ""
+
+
+@attack
 def lock_memory(facts: dict[str, Any]) -> str:
     with mmap.mmap(-1, 16 * MB) as area:
         address = ctypes.addressof(ctypes.c_char.from_buffer(area))

@@ -98,6 +98,7 @@ class Place:
                 "tmp_name": f"aiosd-test-{os.getpid()}",
                 "shm": 0,
                 "forks": 3000,
+                "outrun": False,
             }
             yield
 
@@ -170,6 +171,14 @@ def test_nothing_of_a_call_outlives_it_and_no_file_arrives_in_the_shared_tmp(
     made.attack("orphan")
     for pid in Host(made.workspace, made.facts["pid"]).processes():
         wait_for_end(pid)
+    made.facts["outrun"] = True
+    made.attack("outrun_the_killer")
+    for _ in range(100):  # each call has a process too, which may be there a little longer than its answer
+        assert made.call(made.session, "survives").content[0].text == "still here"
+        if not Host(made.workspace, made.facts["pid"]).processes():
+            break
+    else:
+        pytest.fail("it lives on")
     assert made.key.read_text() == "PRIVATE KEY"
 
 
