@@ -270,6 +270,23 @@ def test_where_landlock_keeps_no_signals_in_seccomp_does(tmp_path: Path, name: s
     assert answer["result"]["content"][0]["text"].startswith("PermissionError: [Errno 1]")
 
 
+@pytest.mark.parametrize("name", ["environ", "mem", "fd"])
+def test_the_daemon_shows_its_memory_to_no_process_of_its_user_even_outside_the_walls(
+    hostile: tuple[Tier, Place], name: str
+) -> None:
+    _, made = hostile
+    look = "import os, sys; p = sys.argv[1]; os.listdir(p) if os.path.isdir(p) else open(p, 'rb').read(1)"
+    for pid, stopped in ((made.facts["pid"], True), ("self", name == "mem")):  # nothing lies at address 0
+        command = [sys.executable, "-c", look, f"/proc/{pid}/{name}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.ordinary", str(UID), "", *command],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (b"Permission" in done.stderr, bool(done.returncode)) == (pid != "self", stopped)
+
+
 # --- the workspace -----------------------------------------------------------------------------------------
 
 
