@@ -5,7 +5,6 @@ It runs in the worker process, and what it needs is imported there when the firs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +42,7 @@ class MiniLM:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # on a busy machine faster than more, whose threads wait by spinning
         options.log_severity_level = 3
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session = onnxruntime.InferenceSession(
             graph(folder / "model.safetensors"), options, providers=["CPUExecutionProvider"]
         )
@@ -102,8 +99,3 @@ def _batches(order: Sequence[int], parts: Sequence[list[int]]) -> Iterator[list[
         batch.append(i)
     if batch:
         yield batch
-
-
-def is_unit(vector: Vector, dim: int) -> bool:
-    """Whether it is what an embedder makes: of this dimension, finite, one long."""
-    return len(vector) == dim and math.isclose(sum(x * x for x in vector), 1.0, abs_tol=1e-3)

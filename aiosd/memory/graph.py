@@ -171,7 +171,7 @@ def _node(
     inputs: Sequence[str],
     output: str,
     domain: str = "",
-    **attributes: int | float | list[int],
+    **attributes: float | list[int],
 ) -> bytes:
     return (
         b"".join(_text(1, name) for name in inputs)
@@ -182,7 +182,7 @@ def _node(
     )
 
 
-def _attribute(name: str, value: int | float | list[int]) -> bytes:
+def _attribute(name: str, value: float | list[int]) -> bytes:
     """AttributeProto; field 20 is the type of its value."""
     match value:
         case float():

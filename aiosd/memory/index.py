@@ -7,11 +7,12 @@ only what finds a memory and says whose it is; SQLite has the memories, and this
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 import qdrant_edge as qe
 
 from aiosd.memory.points import Point, Position, Where
+from aiosd.memory.ranking import Found
 
-FORMAT = 1
+FORMAT = 2
 """Raised when points are made differently: a shard of another format is removed, and so made again."""
 
 FLUSH_EVERY = 1_000
@@ -45,6 +47,11 @@ class Index:
         self._unflushed = 0
         self._has_answered = False
         self._bm25 = _bm25()
+        self._vectors = ""
+        """The named vector, which bears the name of its model; "" for none."""
+        self._dim = 0
+        self.has_vectors = False
+        """There is something to be found by its meaning."""
         for old in folder.glob("shard-*"):
             if old != self._path:
                 shutil.rmtree(old)
@@ -55,11 +62,14 @@ class Index:
         last = self._shard.query(
             qe.QueryRequest(limit=1, query=qe.OrderBy("seq", qe.Direction.Desc), with_payload=["seq"])
         )
+        lacking = (
+            self._shard.count(qe.CountRequest(exact=True, filter=self._lacking())) if self._vectors else 0
+        )
         if not last:
-            return Position(count, 0, None)
+            return Position(count, 0, None, self._vectors, lacking)
         payload = last[0].payload
         assert payload is not None
-        return Position(count, payload["seq"], str(last[0].id))
+        return Position(count, payload["seq"], str(last[0].id), self._vectors, lacking)
 
     def put(self, points: Sequence[Point]) -> None:
         """Adds points, or replaces those of the same id."""
@@ -69,28 +79,71 @@ class Index:
         self.last_seq = points[-1].seq
         self._changed(len(points))
 
-    def query(self, text: str, where: Where, n: int) -> list[tuple[str, float]]:
-        """At most `n` ids with their scores, above 0 and below 1, the best first.
+    def query(self, text: str, vector: Sequence[float] | None, where: Where, n: int) -> Found:
+        """The `n` best by words, and the `n` nearest to the vector.
 
-        A score grows with the words that match and their rarity among the user's own memories; it compares
-        memories under one query, not queries.
+        A score by words grows with the words that match and their rarity among the user's own memories.
         """
         words = self._bm25.embed_query(_spaced(text))
-        if not words.indices:
-            return []
+        by_words = self._nearest(words, "bm25", where, n) if words.indices else {}
+        by_meaning = self._nearest(vector, self._vectors, where, n) if vector and self._vectors else {}
+        self._answered()
+        return Found({id: score for id, score in by_words.items() if score > 0}, by_meaning)
+
+    def _nearest(self, vector: Any, name: str, where: Where, n: int) -> dict[str, float]:
+        idf = None
+        if name == "bm25":
+            # How rare a word is must not depend on what other users have said.
+            idf = qe.IdfParams(corpus=_filter(Where(user_id=where.user_id, session_id=None)))
         hits = self._shard.query(
             qe.QueryRequest(
                 limit=n,
-                query=qe.Query.Nearest(words, using="bm25"),
+                query=qe.Query.Nearest(vector, using=name),
                 filter=_filter(where),
-                # How rare a word is must not depend on what other users have said.
-                params=qe.SearchParams(
-                    idf=qe.IdfParams(corpus=_filter(Where(user_id=where.user_id, session_id=None)))
-                ),
+                params=qe.SearchParams(idf=idf),
             )
         )
-        self._answered()
-        return [(str(hit.id), hit.score / (hit.score + 2)) for hit in hits if hit.score > 0]
+        return {str(hit.id): hit.score for hit in hits}
+
+    # --- vectors ---------------------------------------------------------------------------------------
+
+    def use_vectors(self, model: str, dim: int) -> None:
+        """Makes room for those of this model, and removes those of any other."""
+        kept = json.loads((self._path / "edge_config.json").read_bytes()).get("vectors") or {}
+        for other in kept:
+            if other != model or kept[other]["size"] != dim:
+                self._shard.update(qe.UpdateOperation.delete_vector_name(other))
+                del kept[other]
+        if model not in kept:
+            # Many to a point: one for each part of a long text, of which the nearest counts.
+            parts = qe.MultiVectorConfig(qe.MultiVectorComparator.MaxSim)
+            self._shard.update(qe.UpdateOperation.create_dense_vector(model, dim, qe.Distance.Dot, parts))
+        self._vectors, self._dim = model, dim
+        there = qe.Filter(must=[qe.HasVectorCondition(model)])
+        self.has_vectors = self._shard.count(qe.CountRequest(exact=True, filter=there)) > 0
+
+    def lacking(self, n: int) -> list[str]:
+        """Ids of at most `n` points without a vector, the last put first."""
+        newest = qe.OrderBy("seq", qe.Direction.Desc)
+        found = self._shard.query(qe.QueryRequest(limit=n, query=newest, filter=self._lacking()))
+        return [str(point.id) for point in found]
+
+    def put_vectors(self, vectors: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        """Those of the parts of each memory; of a memory that is not here, nothing. Raises ValueError."""
+        for parts in vectors.values():
+            if not parts or not all(_is_unit(part, self._dim) for part in parts):
+                # The engine would keep it: it refuses no NaN, and a wrong dimension only after the points before it.
+                raise ValueError(f"expected vectors of {self._dim} numbers, of unit length")
+        here = self._shard.retrieve(list(vectors), with_payload=False, with_vector=False)
+        known = [str(record.id) for record in here]
+        if known:
+            changes = [qe.PointVectors(id, {self._vectors: vectors[id]}) for id in known]
+            self._shard.update(qe.UpdateOperation.update_vectors(changes))
+            self.has_vectors = True
+            self._changed(len(known))
+
+    def _lacking(self) -> qe.Filter:
+        return qe.Filter(must_not=[qe.HasVectorCondition(self._vectors)])
 
     def delete(self, ids: Sequence[str]) -> None:
         self._shard.update(qe.UpdateOperation.delete_points(list(ids)))
@@ -100,12 +153,15 @@ class Index:
         """Starts again, with nothing."""
         self._shard.close()
         self._create()
+        if self._vectors:
+            self.use_vectors(self._vectors, self._dim)
 
     def flush(self) -> None:
         self._shard.flush()
         self._unflushed = 0
 
     def close(self) -> None:
+        """Brought to the disk, nothing may be asked any more."""
         self._answered()
         self.flush()
         self._shard.close()
@@ -115,7 +171,7 @@ class Index:
             _spaced(point.text)
         )  # of a text without words: empty, and never found
         payload = {field: getattr(point, field) for field in _field_indexes()}
-        # Vectors by name: one of meanings will stand beside this one of words.
+        # The vector of its meaning follows when it is embedded.
         return qe.Point(point.memory_id, {"bm25": words}, payload | {"checksum": _checksum(words)})
 
     def _changed(self, points: int) -> None:
@@ -170,6 +226,9 @@ class Index:
         )
         for record in records:
             vectors: Any = record.vector
+            for name, parts in vectors.items():
+                if name != "bm25" and not all(_is_unit(part, len(part)) for part in parts):
+                    raise ValueError("a vector is not what was put")
             if record.payload != {"checksum": _checksum(vectors["bm25"])}:
                 raise ValueError("a vector is not what was put")
 
@@ -195,6 +254,7 @@ def _bm25() -> qe.Bm25:
             tokenizer=qe.TokenizerType.Word,
             ascii_folding=True,
             avg_len=40,
+            k=0.9,
             b=0.4,  # memories differ in length by what they tell, less by how wordy they are
         )
     )
@@ -218,6 +278,11 @@ def _field_indexes() -> dict[str, Any]:
         "created_at": qe.PayloadSchemaType.Integer,
         "seq": qe.PayloadSchemaType.Integer,
     }
+
+
+def _is_unit(vector: Sequence[float], dim: int) -> bool:
+    """Whether it is what an embedder makes: of this dimension, finite, one long."""
+    return len(vector) == dim and abs(sum(x * x for x in vector) - 1) < 1e-3
 
 
 def _checksum(vector: qe.SparseVector) -> int:
