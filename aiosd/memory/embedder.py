@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiosd.memory.graph import DIM, graph
+from aiosd.memory.graph import graph
 from aiosd.memory.weights import check
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ Vector = list[float]
 
 class MiniLM:
     """The model, loaded. Any thread may embed."""
-
-    dim = DIM
 
     def __init__(self, folder: Path) -> None:
         """Takes half a second. Raises WrongWeights."""

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ class Follower:
                 del self._new[-TEXTS:]
             else:
                 ids = msgspec.convert(await call("lacking", {"n": TEXTS}, timeout_s=CHANGE_S), list[str])
-            known = await self._database.read(lambda c, ids=ids: memories.texts(c, ids))
+            known = await self._database.read(partial(memories.texts, ids=ids))
             for texts in _portions(known):
                 await call("embed", {"texts": texts}, timeout_s=EMBED_S)
             if self._in_hand:

@@ -110,11 +110,10 @@ class Index:
     def use_vectors(self, model: str, dim: int) -> None:
         """Makes room for those of this model, and removes those of any other."""
         kept = json.loads((self._path / "edge_config.json").read_bytes()).get("vectors") or {}
-        for other in kept:
-            if other != model or kept[other]["size"] != dim:
-                self._shard.update(qe.UpdateOperation.delete_vector_name(other))
-                del kept[other]
-        if model not in kept:
+        for name, kind in kept.items():
+            if name != model or kind["size"] != dim:
+                self._shard.update(qe.UpdateOperation.delete_vector_name(name))
+        if kept.get(model, {}).get("size") != dim:
             # Many to a point: one for each part of a long text, of which the nearest counts.
             parts = qe.MultiVectorConfig(qe.MultiVectorComparator.MaxSim)
             self._shard.update(qe.UpdateOperation.create_dense_vector(model, dim, qe.Distance.Dot, parts))
@@ -128,7 +127,7 @@ class Index:
         found = self._shard.query(qe.QueryRequest(limit=n, query=newest, filter=self._lacking()))
         return [str(point.id) for point in found]
 
-    def put_vectors(self, vectors: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    def put_vectors(self, vectors: Mapping[str, list[list[float]]]) -> None:
         """Those of the parts of each memory; of a memory that is not here, nothing. Raises ValueError."""
         for parts in vectors.values():
             if not parts or not all(_is_unit(part, self._dim) for part in parts):

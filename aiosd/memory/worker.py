@@ -22,7 +22,8 @@ import msgspec
 
 from aiosd import stdio
 from aiosd.errors import AiosError, InvalidState
-from aiosd.memory.embedder import DIM, MiniLM
+from aiosd.memory.embedder import MiniLM
+from aiosd.memory.graph import DIM
 from aiosd.memory.index import Index
 from aiosd.memory.points import Point, Position, Text, Where
 from aiosd.memory.ranking import CANDIDATES, Found

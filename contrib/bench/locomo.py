@@ -116,7 +116,9 @@ def measure(data: dict[str, Any], embedder: str) -> None:
             started = time.perf_counter()
             told = Told(client, "all", data)
             took_s = time.perf_counter() - started
-            rows = [told.ask(name, q) for name, conversation in data.items() for q in _questions(conversation)]
+            rows = [
+                told.ask(name, q) for name, conversation in data.items() for q in _questions(conversation)
+            ]
             recall_ms = statistics.median(told.recall_s) * 1e3
             _print("all one user", _mean(rows), f"recall p50 {recall_ms:.1f} ms")
             assert daemon.process is not None
