@@ -82,7 +82,14 @@ def test_vectors_are_checked_before_the_engine_has_them(tmp_path: Path) -> None:
     index.use_vectors("model", 2)
     one, two = point(1, "tea"), point(2, "tea")
     index.put([one, two])
-    for bad in ([], [[1.0]], [[1.0, 0.0, 0.0]], [[math.nan, 0.0]], [[3.0, 4.0]], [[1.0, 0.0], [math.inf, 0.0]]):
+    for bad in (
+        [],
+        [[1.0]],
+        [[1.0, 0.0, 0.0]],
+        [[math.nan, 0.0]],
+        [[3.0, 4.0]],
+        [[1.0, 0.0], [math.inf, 0.0]],
+    ):
         with pytest.raises(ValueError, match="expected vectors of 2 numbers"):
             index.put_vectors({one.memory_id: [[1.0, 0.0]], two.memory_id: bad})
     assert index.lacking(10) == [two.memory_id, one.memory_id]

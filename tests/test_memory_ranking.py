@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd.memory.ranking import CANDIDATES, SITTING_US, Found, Turn, meaning, named, rank
+from aiosd.memory.ranking import CANDIDATES, SITTING_US, Found, Turn, likelihoods, meaning, named, rank
 
 
 def turn(
@@ -87,8 +87,23 @@ def test_scores_lie_between_0_and_1_and_fall_with_the_rank(
         if word > 0:
             words[f"m{seq}"] = word
         cosines[f"m{seq}"] = max(-1.0, cosine / 50)
-    scored = rank(turns, Found(words, cosines), speaker, n)
-    scores = [score for _, score in scored]
-    assert len(scored) <= n and len({id for id, _ in scored}) == len(scored)
+    found = Found(words, cosines)
+    ranked = rank(turns, found, speaker, n)
+    scores = likelihoods("tea", ranked, ["tea"], found)
+    assert len(scores) == len(ranked) <= n and len(dict(ranked)) == len(ranked)
     assert scores == sorted(scores, reverse=True)
     assert all(0 < score < 1 for score in scores)
+
+
+def test_a_store_without_an_answer_scores_low_and_one_that_says_it_high() -> None:
+    def first(query: str, text: str, cosine: float | None) -> float:
+        found = Found({"m1": 3.0}, {} if cosine is None else {"m1": cosine})
+        return likelihoods(query, [("m1", 1.5)], [text], found)[0]
+
+    tea = "Ann drinks green tea in the evening"
+    assert first("green tea in the evening", tea, 0.8) > 0.9
+    assert first("green tea in the evening", tea, None) > 0.9
+    assert first("colour of the tram in Lisbon", tea, 0.1) < 0.1
+    assert first("colour of the tram in Lisbon", tea, None) < 0.1
+    assert first("of the", tea, None) < 0.1
+    assert likelihoods("tea", [], [], Found({}, {})) == []

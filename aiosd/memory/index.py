@@ -12,6 +12,7 @@ import logging
 import re
 import shutil
 import zlib
+from array import array
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -136,8 +137,11 @@ class Index:
         here = self._shard.retrieve(list(vectors), with_payload=False, with_vector=False)
         known = [str(record.id) for record in here]
         if known:
+            for id in known:  # before the vector, so that none is without
+                self._shard.update(
+                    qe.UpdateOperation.set_payload([id], {"vector_checksum": _checksum_of_parts(vectors[id])})
+                )
             changes = [qe.PointVectors(id, {self._vectors: vectors[id]}) for id in known]
-            self._shard.update(qe.UpdateOperation.update_vectors(changes))
             self.has_vectors = True
             self._changed(len(known))
 
@@ -219,16 +223,17 @@ class Index:
             qe.ScrollRequest(
                 limit=FLUSH_EVERY,
                 order_by=qe.OrderBy("seq", qe.Direction.Desc),
-                with_payload=["checksum"],
+                with_payload=["checksum", "vector_checksum"],
                 with_vector=True,
             )
         )
         for record in records:
             vectors: Any = record.vector
-            for name, parts in vectors.items():
-                if name != "bm25" and not all(_is_unit(part, len(part)) for part in parts):
-                    raise ValueError("a vector is not what was put")
-            if record.payload != {"checksum": _checksum(vectors["bm25"])}:
+            payload: Any = record.payload
+            words = vectors.pop("bm25")
+            if payload["checksum"] != _checksum(words) or any(
+                payload.get("vector_checksum") != _checksum_of_parts(parts) for parts in vectors.values()
+            ):
                 raise ValueError("a vector is not what was put")
 
     def _create(self) -> None:
@@ -286,6 +291,10 @@ def _is_unit(vector: Sequence[float], dim: int) -> bool:
 
 def _checksum(vector: qe.SparseVector) -> int:
     return zlib.crc32(repr(sorted(zip(vector.indices, vector.values, strict=True))).encode())
+
+
+def _checksum_of_parts(parts: Sequence[Sequence[float]]) -> int:
+    return zlib.crc32(b"".join(array("f", part).tobytes() for part in parts))
 
 
 def _filter(where: Where) -> qe.Filter:

@@ -153,19 +153,21 @@ class Memories:
             return ()
         query = query[:MAX_QUERY]
         speaker = ranking.named(query, await self._database.read(lambda c: table.speakers(c, scope)))
-        hits = await self._index.query(query, ranking.meaning(query, speaker), where)
+        meaning = ranking.meaning(query, speaker)
+        hits = await self._index.query(query, meaning, where)
 
-        def ranked(c: Connection) -> tuple[dict[str, float], dict[str, Memory]]:
+        def ranked(c: Connection) -> tuple[list[tuple[str, float]], dict[str, Memory]]:
             ids = list(hits.words.keys() | hits.meaning.keys())
             near = table.around(c, scope, ids, kind=kind, source=source, as_of=where.as_of)
-            scores = dict(ranking.rank([ranking.Turn(*row) for row in near], hits, speaker, n))
-            return scores, table.fetch(c, list(scores), scope)
+            best = ranking.rank([ranking.Turn(*row) for row in near], hits, speaker, n)
+            return best, table.fetch(c, [id for id, _ in best], scope)
 
-        scores, found = await self._database.read(ranked)
+        best, found = await self._database.read(ranked)
+        texts = [found[id].content for id, _ in best[: ranking.FIRST]]
+        scores = ranking.likelihoods(meaning, best, texts, hits)
         return tuple(
             ScoredMemory(**msgspec.structs.asdict(found[id]), score=score)
-            for id, score in scores.items()
-            if id in found  # otherwise it was forgotten since, or was never this scope's
+            for (id, _), score in zip(best, scores, strict=True)
         )
 
     async def forget(
