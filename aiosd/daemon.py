@@ -56,7 +56,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     with _lock(paths.lock, socket_path), passed_socket(environ) or _bound(socket_path) as listening:
         async with (
             open_database(paths.database) as database,
-            open_memory(database, paths.index, _weights(config, environ)) as memory,
+            open_memory(database, paths.index, weights_of(config, environ)) as memory,
             open_registry(
                 [paths.config_dir / folder for folder in config.tools.paths],
                 lambda session: _workspace(paths, session),
@@ -126,7 +126,7 @@ def _workspace(paths: Paths, session: Session) -> Path:
     return folder
 
 
-def _weights(config: Config, environ: Mapping[str, str]) -> Path | None:
+def weights_of(config: Config, environ: Mapping[str, str]) -> Path | None:
     """Those of the embedder. Where the config names it, raises ConfigError for none and WrongWeights for others."""
     found = None if config.memory.embedder == "none" else weights.find(environ)
     if config.memory.embedder == "minilm" and found is None:

@@ -7,12 +7,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import anyio
 import pytest
 
+from aiosd.config import Config, Memory
+from aiosd.daemon import weights_of
+from aiosd.errors import ConfigError
 from aiosd.memory.memory import Memories, scope_of
-from aiosd.memory.weights import MODEL, SHA256, find
+from aiosd.memory.weights import INSTALL, MODEL, SHA256, find
 from aiosd.protocol import MemoryRemember, NewMemory, SystemInfo
 from aiosd.records import Session
 from tests.daemon import Daemon
@@ -171,3 +175,10 @@ def test_the_daemon_says_which_embedder_it_has(tmp_path: Path, weights: Path) ->
         one = daemon.session()
         daemon.call(MemoryRemember(session_id=one.session_id, content="tea"))
         assert daemon.call(SystemInfo()).embedder == MODEL
+
+
+def test_weights_that_the_config_names_and_that_are_not_here_stop_the_daemon(tmp_path: Path) -> None:
+    found = Config(memory=Memory(embedder="minilm"))
+    with patch("importlib.util.find_spec", return_value=None), pytest.raises(ConfigError) as refused:
+        weights_of(found, {"HOME": str(tmp_path)})
+    assert refused.value.hint == INSTALL

@@ -142,6 +142,7 @@ class Index:
                     qe.UpdateOperation.set_payload([id], {"vector_checksum": _checksum_of_parts(vectors[id])})
                 )
             changes = [qe.PointVectors(id, {self._vectors: vectors[id]}) for id in known]
+            self._shard.update(qe.UpdateOperation.update_vectors(changes))
             self.has_vectors = True
             self._changed(len(known))
 
