@@ -22,6 +22,7 @@ from aiosd.child import Call, Child, ChildDied, backoff_s, open_child
 from aiosd.errors import AiosError, DeadlineExceeded
 from aiosd.memory.points import Point, Position, Text, Where
 from aiosd.memory.ranking import Found
+from aiosd.memory.weights import MODEL
 from aiosd.records import Memory
 from aiosd.state import memories
 from aiosd.state.columns import micros
@@ -80,7 +81,7 @@ async def open_follower(database: Database, folder: Path, weights: Path | None) 
         open_child(argv, name="memory worker", env={}, started=started) as child,
         anyio.create_task_group() as tasks,
     ):
-        follower = Follower(database, child)
+        follower = Follower(database, child, "none" if weights is None else MODEL)
         tasks.start_soon(follower.run)
         tasks.start_soon(follower.run_embedding)
         try:
@@ -92,7 +93,7 @@ async def open_follower(database: Database, folder: Path, weights: Path | None) 
 class Follower:
     """The index, as far as it has come."""
 
-    def __init__(self, database: Database, child: Child) -> None:
+    def __init__(self, database: Database, child: Child, embedder: str) -> None:
         self._database = database
         self._child = child
         self._after = 0
@@ -105,7 +106,7 @@ class Follower:
         self._wake.set()
         self._waiting: list[anyio.Event] = []
         self._embeds = False
-        self.embedder = "none"
+        self.embedder = embedder
         """The model that finds by meaning; after `none`, why there is none where there should be."""
         self._new: list[str] = []
         """What was put and is to be embedded, before what is lacking from earlier."""
@@ -251,7 +252,6 @@ class Follower:
         self._new, self._in_hand = [], []
         self._embeds = bool(position.embedder) and not self.embedder.startswith("none:")
         if self._embeds:
-            self.embedder = position.embedder
             self._is_lacking = position.lacking > 0
         is_part, behind = await self._database.read(lambda c: _compare(c, position))
         if is_part:
