@@ -152,15 +152,22 @@ def around(
     Columns as in aiosd.memory.ranking.Turn.
     """
     inside, values = _inside(scope)
-    beside = "user_id = m.user_id AND session_id = m.session_id AND (created_at, seq)"
-    before = f"(SELECT seq FROM memories WHERE {beside} < (m.created_at, m.seq) ORDER BY created_at DESC, seq DESC LIMIT 1)"
+    # Two searches instead of one by (created_at, seq): SQLite would use the first of the pair alone, and go through
+    # all that was remembered at one time.
+    beside = "SELECT seq FROM memories WHERE user_id = m.user_id AND session_id = m.session_id AND created_at"
+    before = (
+        f"coalesce(({beside} = m.created_at AND seq < m.seq ORDER BY seq DESC LIMIT 1),"
+        f" ({beside} < m.created_at ORDER BY created_at DESC, seq DESC LIMIT 1))"
+    )
     after = (
-        f"(SELECT seq FROM memories WHERE {beside} > (m.created_at, m.seq) ORDER BY created_at, seq LIMIT 1"
+        f"coalesce(({beside} = m.created_at AND seq > m.seq ORDER BY seq LIMIT 1),"
+        f" ({beside} > m.created_at ORDER BY created_at, seq LIMIT 1))"
     )
     return c.execute(
         f"WITH hit AS MATERIALIZED (SELECT seq, user_id, session_id, created_at FROM {_AMONG} WHERE {inside}),"
-        f" near(seq) AS (SELECT seq FROM hit UNION SELECT {before} FROM hit AS m"
-        f" UNION SELECT {after}) FROM hit AS m UNION SELECT {after} OFFSET 1) FROM hit AS m)"
+        f" next(seq) AS MATERIALIZED (SELECT {after} FROM hit AS m),"
+        f" near(seq) AS (SELECT seq FROM hit UNION SELECT {before} FROM hit AS m UNION SELECT seq FROM next"
+        f" UNION SELECT {after} FROM next CROSS JOIN memories AS m USING (seq))"
         f" SELECT m.seq, memory_id, {before}, session_id, created_at, speaker, instr(content, '?') > 0,"
         " rtrim(content) LIKE '%?', length(content)"
         " FROM near CROSS JOIN memories AS m USING (seq) WHERE (? IS NULL OR kind = ?)"
