@@ -80,11 +80,17 @@ class Tools(Section, frozen=True, kw_only=True):
     """Folders of Python files, relative to the config file."""
 
 
+class Memory(Section, frozen=True, kw_only=True):
+    embedder: Literal["auto", "minilm", "none"] = "auto"
+    """`auto` is minilm where its weights are found, otherwise none."""
+
+
 class Config(Section, frozen=True, kw_only=True):
     default_permissions: tuple[str, ...] = ("memory", "read")
     models: Models = Models()
     agents: dict[str, Agent] = msgspec.field(default_factory=dict)
     budget: Budget = Budget()
+    memory: Memory = Memory()
     tools: Tools = Tools()
 
 

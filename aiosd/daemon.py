@@ -18,8 +18,9 @@ from anyio.abc import SocketListener
 
 from aiosd import methods
 from aiosd.config import Config
-from aiosd.errors import AiosError
+from aiosd.errors import AiosError, ConfigError
 from aiosd.events import Broker
+from aiosd.memory import weights
 from aiosd.memory.memory import open_memory
 from aiosd.models.pool import open_pool
 from aiosd.paths import Paths
@@ -59,7 +60,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     with _lock(paths.lock, socket_path), passed_socket(environ) or _bound(socket_path) as listening:
         async with (
             open_database(paths.database) as database,
-            open_memory(database, paths.index) as memory,
+            open_memory(database, paths.index, weights_of(config, environ)) as memory,
             open_registry(
                 [paths.config_dir / folder for folder in config.tools.paths],
                 lambda session: _workspace(paths, session),
@@ -136,6 +137,17 @@ def _workspace(paths: Paths, session: Session) -> Path:
     folder = paths.workspace(session.session_id)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def weights_of(config: Config, environ: Mapping[str, str]) -> Path | None:
+    """Those of the embedder. Where the config names it, raises ConfigError for none and WrongWeights for others."""
+    found = None if config.memory.embedder == "none" else weights.find(environ)
+    if config.memory.embedder == "minilm" and found is None:
+        raise ConfigError(
+            f"memory.embedder is minilm, and the weights of {weights.MODEL} are not here",
+            hint=weights.INSTALL,
+        )
+    return found
 
 
 @contextmanager

@@ -100,7 +100,7 @@ async def system_info(services: Services, peer: server.Peer, params: p.SystemInf
             "state": str(services.paths.state),
         },
         sandbox=await services.registry.sandbox(),
-        embedder="none",
+        embedder=services.memory.embedder,
         counts=rows | {"open_tasks": services.runner.open},
         backends=await services.pool.names(),
         problems=tuple(str(problem) for problem in await services.registry.problems()),

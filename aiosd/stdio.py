@@ -14,6 +14,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from queue import SimpleQueue
 
 import msgspec
 
@@ -115,19 +117,43 @@ def _abandoned(fd: int) -> bool:
     return bool(events) and bool(events[0][1] & select.POLLHUP) and not events[0][1] & select.POLLIN
 
 
-def serve(methods: Mapping[str, Callable[..., object]], line: Line | None = None) -> None:
+def serve(
+    methods: Mapping[str, Callable[..., object]],
+    line: Line | None = None,
+    *,
+    beside: Mapping[str, Callable[..., object]] | None = None,
+) -> None:
     """Answers requests one after the other until the daemon ends or closes the line.
+
+    Those of `beside` are answered in a thread of their own, one after the other too, so that long work does not keep
+    the others waiting; what is not done when the line is closed stays undone.
 
     Params become arguments, by name or by place. An AiosError is answered as it is; any other Exception is a bug:
     its traceback goes to stderr and the answer says no more than that. What is no Exception ends the process.
     """
     line = line or open_line()
+    beside = beside or {}
+    queue: SimpleQueue[framing.Request] = SimpleQueue()
+    if beside:
+        threading.Thread(target=_answer_queue, args=(line, queue, beside), daemon=True).start()
     try:
         for request in line:
-            if not request.is_notification:  # of a call that was given up: too late, it is done or comes next
+            if request.is_notification:  # of a call that was given up: too late, it is done or comes next
+                continue
+            if request.method in beside:
+                queue.put(request)
+            else:
                 _answer(line, request, methods)
     except BrokenPipeError:
         return  # the daemon ended between a question and its answer
+
+
+def _answer_queue(
+    line: Line, queue: SimpleQueue[framing.Request], methods: Mapping[str, Callable[..., object]]
+) -> None:
+    with suppress(BrokenPipeError):  # the daemon ended; so do we
+        while True:
+            _answer(line, queue.get(), methods)
 
 
 def _answer(line: Line, request: framing.Request, methods: Mapping[str, Callable[..., object]]) -> None:

@@ -113,6 +113,7 @@ def test_every_key_of_the_readme_loads(tmp_path: Path) -> None:
         ('[agents.a]\ntier = "huge"', "agents.a.tier"),
         ("default_permissions = 3", "default_permissions: Expected `array`"),
         ("[budget]\nday_usd = -1", "budget.day_usd"),
+        ('[memory]\nembedder = "bert"', "memory.embedder"),
         ("a = [", "not TOML"),
         ("a = '\xff'", "not TOML"),
     ],

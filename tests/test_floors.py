@@ -18,6 +18,7 @@ FLOORS: list[set[str]] = [
         "models.backend",
         "models.router",
         "models.window",
+        "memory.ranking",
         "tools.schema",
         "tools.policy",
         "tools.limits",
@@ -34,6 +35,9 @@ FLOORS: list[set[str]] = [
 ONE_HOME = {
     "sqlite3": "state",
     "qdrant_edge": "memory.index",
+    "onnxruntime": "memory.embedder",
+    "tokenizers": "memory.embedder",
+    "numpy": "memory.embedder",
     "ollama": "models.ollama",
     "openai": "models.openai",
     "xllamacpp": "models.gguf_server",

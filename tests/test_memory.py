@@ -46,10 +46,10 @@ def session(
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[tuple[Memories, Database]]:
+async def opened(folder: Path, weights: Path | None = None) -> AsyncIterator[tuple[Memories, Database]]:
     async with (
         open_database(folder / "aiosd.db") as database,
-        open_memory(database, folder / "index") as memories,
+        open_memory(database, folder / "index", weights) as memories,
     ):
         yield memories, database
 

@@ -267,3 +267,40 @@ def test_every_query_is_answered_by_an_index(c: Connection) -> None:
             assert [step for step in plan if "(memory_id=?)" in step], sql
         if "kind <> 'task'" in sql and "session_id =" in sql:
             assert [step for step in plan if "memories_notes" in step], sql
+
+
+@given(kept=some, scope=scopes, kind=st.none() | st.just("note"), data=st.data())
+def test_what_is_near_lies_in_the_scope_and_in_the_session_beside_what_was_found(
+    ledger: Connection, kept: list[Memory], scope: Scope, kind: str | None, data: st.DataObject
+) -> None:
+    c = ledger
+    c.execute("BEGIN")
+    try:
+        c.execute("DELETE FROM memories")
+        memories.add(c, kept)
+        seqs = {memory.memory_id: seq for seq, memory in memories.rows(c, 0, 100)}
+        by_time = sorted(kept, key=lambda memory: (memory.created_at, seqs[memory.memory_id]))
+
+        def beside(memory: Memory, step: int) -> Memory | None:
+            same = [m for m in by_time if (m.user_id, m.session_id) == (memory.user_id, memory.session_id)]
+            place = same.index(memory) + step
+            return same[place] if 0 <= place < len(same) else None
+
+        hits = data.draw(st.lists(st.sampled_from(kept), unique_by=id)) if kept else []
+        near = {
+            one.memory_id: before
+            for hit in hits
+            if sees(scope, hit)
+            for one in (beside(hit, step) for step in (-1, 0, 1, 2))
+            if one is not None and kind in (None, one.kind)
+            for before in [beside(one, -1)]
+        }
+        found = memories.around(c, scope, [m.memory_id for m in hits], kind=kind, source=None, as_of=None)
+        assert {row[1]: row[2] for row in found} == {
+            id: None if before is None else seqs[before.memory_id] for id, before in near.items()
+        }
+        assert len(found) == len(near)
+        speakers = {memory.speaker for memory in kept if sees(scope, memory)} - {None}
+        assert set(memories.speakers(c, scope)) == speakers
+    finally:
+        c.execute("ROLLBACK")

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import msgspec
 
 from aiosd.child import Call, Child, ChildDied, backoff_s, open_child
 from aiosd.errors import AiosError, DeadlineExceeded
-from aiosd.memory.points import Point, Position, Where
+from aiosd.memory.points import Point, Position, Text, Where
+from aiosd.memory.ranking import Found
+from aiosd.memory.weights import MODEL
 from aiosd.records import Memory
 from aiosd.state import memories
 from aiosd.state.columns import micros
@@ -31,6 +34,15 @@ ROWS = 128
 BATCH_BYTES = 512 * 1024
 """Text put at once; JSON may make six times as many bytes of it, of which a message may have 8 MiB."""
 
+TEXTS = 64
+"""Memories that are embedded before it is looked what has become new."""
+
+PORTION = 16 * 1024
+"""Characters of text embedded in one call."""
+
+NEW = 1_000
+"""Memories that callers wait for to be embedded: 20 s. More of them are embedded behind their backs, the last first."""
+
 DELETES = 1_000
 """Ids in one call."""
 
@@ -39,6 +51,9 @@ SHORT = 2_000
 
 CHANGE_S = 60.0
 """Deadline of one change of the index, after which the worker is held to hang."""
+
+EMBED_S = 300.0
+"""Deadline of one portion: the longest memory has a thousand parts."""
 
 QUERY_S = 20.0
 """Deadline of one query, with the start of a worker before it."""
@@ -53,19 +68,22 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_follower(database: Database, folder: Path) -> AsyncIterator[Follower]:
-    """The index in this folder, in its worker, which is started at once."""
+async def open_follower(database: Database, folder: Path, weights: Path | None) -> AsyncIterator[Follower]:
+    """The index in this folder, in its worker, which is started at once; by words alone without `weights`."""
 
     async def started(call: Call) -> None:
         await follower.synchronize(call)
 
     argv = [sys.executable, "-P", "-m", "aiosd.memory.worker", str(folder)]
+    if weights is not None:
+        argv.append(str(weights))
     async with (
         open_child(argv, name="memory worker", env={}, started=started) as child,
         anyio.create_task_group() as tasks,
     ):
-        follower = Follower(database, child)
+        follower = Follower(database, child, "none" if weights is None else MODEL)
         tasks.start_soon(follower.run)
+        tasks.start_soon(follower.run_embedding)
         try:
             yield follower
         finally:
@@ -75,7 +93,7 @@ async def open_follower(database: Database, folder: Path) -> AsyncIterator[Follo
 class Follower:
     """The index, as far as it has come."""
 
-    def __init__(self, database: Database, child: Child) -> None:
+    def __init__(self, database: Database, child: Child, embedder: str) -> None:
         self._database = database
         self._child = child
         self._after = 0
@@ -87,9 +105,23 @@ class Follower:
         self._wake = anyio.Event()
         self._wake.set()
         self._waiting: list[anyio.Event] = []
+        self._embeds = False
+        self.embedder = embedder
+        """The model that finds by meaning; after `none`, why there is none where there should be."""
+        self._new: list[str] = []
+        """What was put and is to be embedded, before what is lacking from earlier."""
+        self._in_hand: list[str] = []
+        """What was new and is being embedded."""
+        self._is_lacking = False
+        """There is more to embed, which the worker can name."""
+        self._wake_embedding = anyio.Event()
+        self._waiting_embedding: list[anyio.Event] = []
 
     async def caught_up(self, forgotten: Collection[str] = ()) -> None:
-        """Returns once the index has every row that is committed now, and none of these; or when that takes long."""
+        """Returns once the index has every row that is committed now, and none of these; or when that takes long.
+
+        It has the vectors too, unless these are more than NEW.
+        """
         done = anyio.Event()
         self._forgotten.update(forgotten)
         self._waiting.append(done)
@@ -97,20 +129,24 @@ class Follower:
         if not self._is_behind:
             with anyio.move_on_after(WAIT_S):
                 await done.wait()
+                if not forgotten and (self._new or self._in_hand):
+                    embedded = anyio.Event()
+                    self._waiting_embedding.append(embedded)
+                    await embedded.wait()
 
-    async def query(self, text: str, where: Where, n: int) -> list[tuple[str, float]]:
-        """Ids and scores, the best first. Raises ChildDied, DeadlineExceeded."""
+    async def query(self, text: str, meaning: str, where: Where) -> Found:
+        """What fits the words of `text`, and what `meaning`. Raises ChildDied, DeadlineExceeded."""
         tries = 0
         while True:
             try:
-                found = await self._ask("query", {"text": text, "where": where, "n": n})
+                found = await self._ask("query", {"text": text, "meaning": meaning, "where": where})
             except ChildDied as exc:
                 tries += 1
                 if tries == QUERY_TRIES or exc.retry_after_s > 1:
                     raise
                 await anyio.sleep(exc.retry_after_s)
             else:
-                return msgspec.convert(found, list[tuple[str, float]])
+                return msgspec.convert(found, Found)
 
     async def _ask(self, method: str, params: object) -> Any:
         try:
@@ -150,6 +186,58 @@ class Follower:
                 self._is_behind = False
                 self._release(waiting)
 
+    async def run_embedding(self) -> None:
+        """Embeds what lacks a vector until cancelled, whatever becomes of the worker."""
+        failures = 0
+        while True:
+            await self._wake_embedding.wait()
+            self._wake_embedding = anyio.Event()
+            try:
+                await self._embed()
+            except (ChildDied, DeadlineExceeded) as exc:
+                # A new worker says what is lacking, whatever of this reached the old one.
+                self._new, self._in_hand, self._is_lacking = [], [], True
+                failures += 1
+                logger.warning("embedding was interrupted", extra={"why": str(exc)})
+                if isinstance(exc, DeadlineExceeded):
+                    self._child.kill()
+                self._release_embedding()
+                await anyio.sleep(
+                    max(backoff_s(failures), exc.retry_after_s if isinstance(exc, ChildDied) else 0)
+                )
+                self._wake_embedding.set()
+            except AiosError as exc:
+                self.embedder = f"none: {exc}"
+                self._new, self._in_hand, self._is_lacking = [], [], False
+                self._embeds = False
+                logger.warning("nothing is embedded", extra={"why": str(exc)})
+                self._release_embedding()
+            else:
+                failures = 0
+
+    async def _embed(self) -> None:
+        call = self._child.call
+        while self._new or self._is_lacking:
+            if self._new:
+                ids = self._in_hand = self._new[-TEXTS:]
+                del self._new[-TEXTS:]
+            else:
+                ids = msgspec.convert(await call("lacking", {"n": TEXTS}, timeout_s=CHANGE_S), list[str])
+            known = await self._database.read(partial(memories.texts, ids=ids))
+            for texts in _portions(known):
+                await call("embed", {"texts": texts}, timeout_s=EMBED_S)
+            if self._in_hand:
+                self._in_hand = []
+            elif not known:
+                self._is_lacking = False
+                logger.info("memories are embedded", extra={"embedder": self.embedder})
+            if not self._new:
+                self._release_embedding()
+
+    def _release_embedding(self) -> None:
+        self._release(self._waiting_embedding)
+        self._waiting_embedding = []
+
     def _release(self, waiting: list[anyio.Event]) -> None:
         for done in waiting:
             done.set()
@@ -161,6 +249,10 @@ class Follower:
         """
         await self._delete(call)
         position = msgspec.convert(await call("position", timeout_s=CHANGE_S), Position)
+        self._new, self._in_hand = [], []
+        self._embeds = bool(position.embedder) and not self.embedder.startswith("none:")
+        if self._embeds:
+            self._is_lacking = position.lacking > 0
         is_part, behind = await self._database.read(lambda c: _compare(c, position))
         if is_part:
             self._after = position.last_seq
@@ -190,6 +282,12 @@ class Follower:
                 # The worker refuses what does not join on: it was restarted meanwhile, and `_after` is another.
                 await call("put", {"after": self._after, "points": points}, timeout_s=CHANGE_S)
                 self._after = points[-1].seq
+                if self._embeds:
+                    self._new += [point.memory_id for point in points]
+        if len(self._new) > NEW:
+            self._new, self._is_lacking = [], True
+        if self._new or self._is_lacking:
+            self._wake_embedding.set()
 
     async def _delete(self, call: Call) -> None:
         while ids := list(islice(self._forgotten, DELETES)):
@@ -227,11 +325,31 @@ def _point(seq: int, memory: Memory) -> Point:
     return Point(
         memory_id=memory.memory_id,
         seq=seq,
-        # Who said it is asked for as often as what was said: "What did Ann say about Rome?"
-        text=f"{memory.speaker}: {memory.content}" if memory.speaker else memory.content,
+        # When it was is asked for in words too: "What did Ann do in May 2023?"
+        text=f"{_said(memory)} ({memory.created_at.day} {memory.created_at:%B, %Y})",
         user_id=memory.user_id,
         session_id=memory.session_id,
         kind=memory.kind,
         source=memory.source,
         created_at=micros(memory.created_at),
     )
+
+
+def _said(memory: Memory) -> str:
+    """Who said it is asked for as often as what was said: "What did Ann say about Rome?" """
+    return f"{memory.speaker}: {memory.content}" if memory.speaker else memory.content
+
+
+def _portions(memories: Sequence[Memory]) -> Iterator[list[Text]]:
+    """By as much text as is embedded in about a second; a longer one by itself."""
+    portion: list[Text] = []
+    size = 0
+    for memory in memories:
+        text = _said(memory)
+        size += len(text)
+        if portion and size > PORTION:
+            yield portion
+            portion, size = [], len(text)
+        portion.append(Text(memory.memory_id, text))
+    if portion:
+        yield portion

@@ -7,11 +7,13 @@ only what finds a memory and says whose it is; SQLite has the memories, and this
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 import zlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from typing import Any
 import qdrant_edge as qe
 
 from aiosd.memory.points import Point, Position, Where
+from aiosd.memory.ranking import Found
 
-FORMAT = 1
+FORMAT = 2
 """Raised when points are made differently: a shard of another format is removed, and so made again."""
 
 FLUSH_EVERY = 1_000
@@ -45,6 +48,11 @@ class Index:
         self._unflushed = 0
         self._has_answered = False
         self._bm25 = _bm25()
+        self._vectors = ""
+        """The named vector, which bears the name of its model; "" for none."""
+        self._dim = 0
+        self.has_vectors = False
+        """There is something to be found by its meaning."""
         for old in folder.glob("shard-*"):
             if old != self._path:
                 shutil.rmtree(old)
@@ -55,11 +63,14 @@ class Index:
         last = self._shard.query(
             qe.QueryRequest(limit=1, query=qe.OrderBy("seq", qe.Direction.Desc), with_payload=["seq"])
         )
+        lacking = (
+            self._shard.count(qe.CountRequest(exact=True, filter=self._lacking())) if self._vectors else 0
+        )
         if not last:
-            return Position(count, 0, None)
+            return Position(count, 0, None, self._vectors, lacking)
         payload = last[0].payload
         assert payload is not None
-        return Position(count, payload["seq"], str(last[0].id))
+        return Position(count, payload["seq"], str(last[0].id), self._vectors, lacking)
 
     def put(self, points: Sequence[Point]) -> None:
         """Adds points, or replaces those of the same id."""
@@ -69,28 +80,74 @@ class Index:
         self.last_seq = points[-1].seq
         self._changed(len(points))
 
-    def query(self, text: str, where: Where, n: int) -> list[tuple[str, float]]:
-        """At most `n` ids with their scores, above 0 and below 1, the best first.
+    def query(self, text: str, vector: Sequence[float] | None, where: Where, n: int) -> Found:
+        """The `n` best by words, and the `n` nearest to the vector.
 
-        A score grows with the words that match and their rarity among the user's own memories; it compares
-        memories under one query, not queries.
+        A score by words grows with the words that match and their rarity among the user's own memories.
         """
         words = self._bm25.embed_query(_spaced(text))
-        if not words.indices:
-            return []
+        by_words = self._nearest(words, "bm25", where, n) if words.indices else {}
+        by_meaning = self._nearest(vector, self._vectors, where, n) if vector and self._vectors else {}
+        self._answered()
+        return Found({id: score for id, score in by_words.items() if score > 0}, by_meaning)
+
+    def _nearest(self, vector: Any, name: str, where: Where, n: int) -> dict[str, float]:
+        idf = None
+        if name == "bm25":
+            # How rare a word is must not depend on what other users have said.
+            idf = qe.IdfParams(corpus=_filter(Where(user_id=where.user_id, session_id=None)))
         hits = self._shard.query(
             qe.QueryRequest(
                 limit=n,
-                query=qe.Query.Nearest(words, using="bm25"),
+                query=qe.Query.Nearest(vector, using=name),
                 filter=_filter(where),
-                # How rare a word is must not depend on what other users have said.
-                params=qe.SearchParams(
-                    idf=qe.IdfParams(corpus=_filter(Where(user_id=where.user_id, session_id=None)))
-                ),
+                params=qe.SearchParams(idf=idf),
             )
         )
-        self._answered()
-        return [(str(hit.id), hit.score / (hit.score + 2)) for hit in hits if hit.score > 0]
+        return {str(hit.id): hit.score for hit in hits}
+
+    # --- vectors ---------------------------------------------------------------------------------------
+
+    def use_vectors(self, model: str, dim: int) -> None:
+        """Makes room for those of this model, and removes those of any other."""
+        kept = json.loads((self._path / "edge_config.json").read_bytes()).get("vectors") or {}
+        for name, kind in kept.items():
+            if name != model or kind["size"] != dim:
+                self._shard.update(qe.UpdateOperation.delete_vector_name(name))
+        if kept.get(model, {}).get("size") != dim:
+            # Many to a point: one for each part of a long text, of which the nearest counts.
+            parts = qe.MultiVectorConfig(qe.MultiVectorComparator.MaxSim)
+            self._shard.update(qe.UpdateOperation.create_dense_vector(model, dim, qe.Distance.Dot, parts))
+        self._vectors, self._dim = model, dim
+        there = qe.Filter(must=[qe.HasVectorCondition(model)])
+        self.has_vectors = self._shard.count(qe.CountRequest(exact=True, filter=there)) > 0
+
+    def lacking(self, n: int) -> list[str]:
+        """Ids of at most `n` points without a vector, the last put first."""
+        newest = qe.OrderBy("seq", qe.Direction.Desc)
+        found = self._shard.query(qe.QueryRequest(limit=n, query=newest, filter=self._lacking()))
+        return [str(point.id) for point in found]
+
+    def put_vectors(self, vectors: Mapping[str, list[list[float]]]) -> None:
+        """Those of the parts of each memory; of a memory that is not here, nothing. Raises ValueError."""
+        for parts in vectors.values():
+            if not parts or not all(_is_unit(part, self._dim) for part in parts):
+                # The engine would keep it: it refuses no NaN, and a wrong dimension only after the points before it.
+                raise ValueError(f"expected vectors of {self._dim} numbers, of unit length")
+        here = self._shard.retrieve(list(vectors), with_payload=False, with_vector=False)
+        known = [str(record.id) for record in here]
+        if known:
+            for id in known:  # before the vector, so that none is without
+                self._shard.update(
+                    qe.UpdateOperation.set_payload([id], {"vector_checksum": _checksum_of_parts(vectors[id])})
+                )
+            changes = [qe.PointVectors(id, {self._vectors: vectors[id]}) for id in known]
+            self._shard.update(qe.UpdateOperation.update_vectors(changes))
+            self.has_vectors = True
+            self._changed(len(known))
+
+    def _lacking(self) -> qe.Filter:
+        return qe.Filter(must_not=[qe.HasVectorCondition(self._vectors)])
 
     def delete(self, ids: Sequence[str]) -> None:
         self._shard.update(qe.UpdateOperation.delete_points(list(ids)))
@@ -100,12 +157,15 @@ class Index:
         """Starts again, with nothing."""
         self._shard.close()
         self._create()
+        if self._vectors:
+            self.use_vectors(self._vectors, self._dim)
 
     def flush(self) -> None:
         self._shard.flush()
         self._unflushed = 0
 
     def close(self) -> None:
+        """Brought to the disk, nothing may be asked any more."""
         self._answered()
         self.flush()
         self._shard.close()
@@ -115,7 +175,7 @@ class Index:
             _spaced(point.text)
         )  # of a text without words: empty, and never found
         payload = {field: getattr(point, field) for field in _field_indexes()}
-        # Vectors by name: one of meanings will stand beside this one of words.
+        # The vector of its meaning follows when it is embedded.
         return qe.Point(point.memory_id, {"bm25": words}, payload | {"checksum": _checksum(words)})
 
     def _changed(self, points: int) -> None:
@@ -164,13 +224,17 @@ class Index:
             qe.ScrollRequest(
                 limit=FLUSH_EVERY,
                 order_by=qe.OrderBy("seq", qe.Direction.Desc),
-                with_payload=["checksum"],
+                with_payload=["checksum", "vector_checksum"],
                 with_vector=True,
             )
         )
         for record in records:
             vectors: Any = record.vector
-            if record.payload != {"checksum": _checksum(vectors["bm25"])}:
+            payload: Any = record.payload
+            words = vectors.pop("bm25")
+            if payload["checksum"] != _checksum(words) or any(
+                payload.get("vector_checksum") != _checksum_of_parts(parts) for parts in vectors.values()
+            ):
                 raise ValueError("a vector is not what was put")
 
     def _create(self) -> None:
@@ -195,6 +259,7 @@ def _bm25() -> qe.Bm25:
             tokenizer=qe.TokenizerType.Word,
             ascii_folding=True,
             avg_len=40,
+            k=0.9,
             b=0.4,  # memories differ in length by what they tell, less by how wordy they are
         )
     )
@@ -220,8 +285,17 @@ def _field_indexes() -> dict[str, Any]:
     }
 
 
+def _is_unit(vector: Sequence[float], dim: int) -> bool:
+    """Whether it is what an embedder makes: of this dimension, finite, one long."""
+    return len(vector) == dim and abs(sum(x * x for x in vector) - 1) < 1e-3
+
+
 def _checksum(vector: qe.SparseVector) -> int:
     return zlib.crc32(repr(sorted(zip(vector.indices, vector.values, strict=True))).encode())
+
+
+def _checksum_of_parts(parts: Sequence[Sequence[float]]) -> int:
+    return zlib.crc32(b"".join(array("f", part).tobytes() for part in parts))
 
 
 def _filter(where: Where) -> qe.Filter:

@@ -16,6 +16,7 @@ from uuid import uuid4
 import msgspec
 
 from aiosd.errors import InvalidParams
+from aiosd.memory import ranking
 from aiosd.memory.follower import Follower, open_follower
 from aiosd.memory.points import Where
 from aiosd.protocol import NewMemory
@@ -53,9 +54,14 @@ def scope_of(session: Session) -> Scope:
 
 
 @asynccontextmanager
-async def open_memory(database: Database, index_dir: Path) -> AsyncIterator[Memories]:
-    """The memories in this database, with their index in this folder, which is made where there is none."""
-    async with open_follower(database, index_dir) as index:
+async def open_memory(
+    database: Database, index_dir: Path, weights: Path | None = None
+) -> AsyncIterator[Memories]:
+    """The memories in this database, with their index in this folder, which is made where there is none.
+
+    They are found by their words, and with the embedder's `weights` by their meaning.
+    """
+    async with open_follower(database, index_dir, weights) as index:
         yield Memories(database, index)
 
 
@@ -95,6 +101,11 @@ class Memories:
             metadata={},
         )
 
+    @property
+    def embedder(self) -> str:
+        """The model that finds by meaning; "none", and why where one was to be used."""
+        return self._index.embedder
+
     async def index(self, added: Sequence[Memory]) -> None:
         """Returns once recall finds these, which are committed; or when that takes long, for they are safe."""
         if added:
@@ -123,7 +134,8 @@ class Memories:
         kind: str | None = None,
         source: str | None = None,
     ) -> tuple[ScoredMemory, ...]:
-        """At most `n` (1 to 100) memories that share words with the query, the best first.
+        """At most `n` (1 to 100) memories that share words or meaning with the query, or stand in a conversation
+        beside one that does, the best first.
 
         `as_of` leaves out what was created after it. Raises InvalidParams; ChildDied and DeadlineExceeded where the
         index does not work.
@@ -139,12 +151,23 @@ class Memories:
         )
         if not query.strip():
             return ()
-        scores = dict(await self._index.query(query[:MAX_QUERY], where, n))
-        found = await self._database.read(lambda c: table.fetch(c, list(scores), scope))
+        query = query[:MAX_QUERY]
+        speaker = ranking.named(query, await self._database.read(lambda c: table.speakers(c, scope)))
+        meaning = ranking.meaning(query, speaker)
+        hits = await self._index.query(query, meaning, where)
+
+        def ranked(c: Connection) -> tuple[list[tuple[str, float]], dict[str, Memory]]:
+            ids = list(hits.words.keys() | hits.meaning.keys())
+            near = table.around(c, scope, ids, kind=kind, source=source, as_of=where.as_of)
+            best = ranking.rank([ranking.Turn(*row) for row in near], hits, speaker, n)
+            return best, table.fetch(c, [id for id, _ in best], scope)
+
+        best, found = await self._database.read(ranked)
+        texts = [found[id].content for id, _ in best[: ranking.FIRST]]
+        scores = ranking.likelihoods(meaning, best, texts, hits)
         return tuple(
             ScoredMemory(**msgspec.structs.asdict(found[id]), score=score)
-            for id, score in scores.items()
-            if id in found  # otherwise it was forgotten since, or was never this scope's
+            for (id, _), score in zip(best, scores, strict=True)
         )
 
     async def forget(

@@ -20,6 +20,13 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
     """Microseconds since 1970, UTC."""
 
 
+class Text(msgspec.Struct, frozen=True, array_like=True):
+    """What the vector of a memory is made of."""
+
+    memory_id: str
+    text: str
+
+
 class Where(msgspec.Struct, frozen=True, kw_only=True):
     """What a memory must be to be found; None is anything."""
 
@@ -38,3 +45,7 @@ class Position(msgspec.Struct, frozen=True):
     last_seq: int
     """0 where there are none."""
     last_id: str | None
+    embedder: str
+    """The model that its vectors come from; "" without one."""
+    lacking: int
+    """Points that have no vector of it yet."""

@@ -1,4 +1,5 @@
-"""The process that holds the index: `python -m aiosd.memory.worker FOLDER`, a child of the daemon.
+"""The process that holds the index and the embedder: `python -m aiosd.memory.worker FOLDER [WEIGHTS]`, a child of
+the daemon. Without a folder of weights, memories are found by their words alone.
 
 It owns the folder by a lock, and waits for the lock where an older worker has not ended yet: a new daemon never
 fights the old one.
@@ -8,43 +9,105 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
 from aiosd import stdio
-from aiosd.errors import InvalidState
+from aiosd.errors import AiosError, InvalidState
+from aiosd.memory.embedder import MiniLM
+from aiosd.memory.graph import DIM
 from aiosd.memory.index import Index
-from aiosd.memory.points import Point, Position, Where
+from aiosd.memory.points import Point, Position, Text, Where
+from aiosd.memory.ranking import CANDIDATES, Found
+from aiosd.memory.weights import MODEL, WrongWeights
+
+logger = logging.getLogger(__name__)
+
+
+class EmbedderFailed(AiosError):
+    """The model does not load, and will not in this process."""
 
 
 class Worker:
-    """The methods of the line."""
+    """The methods of the line. `embed` may run beside the others: it has the index only for the moment it puts."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, weights: Path | None) -> None:
         self._index = index
+        self._weights = weights
+        self._model: MiniLM | EmbedderFailed | None = None
+        self._loading = threading.Lock()
+        self._indexing = threading.Lock()
+        if weights is not None:
+            index.use_vectors(MODEL, DIM)
 
     def position(self) -> Position:
-        return self._index.position()
+        with self._indexing:
+            return self._index.position()
 
     def put(self, *, after: int, points: list[Any]) -> None:
         """Raises InvalidState unless the index stands at `after`: it is filled in order, or what it lacks could not
         be told from its position. That happens when this process is younger than its caller thinks."""
-        if self._index.last_seq != after:
-            raise InvalidState(f"the index stands at {self._index.last_seq}, not at {after}")
-        self._index.put(msgspec.convert(points, list[Point]))
+        with self._indexing:
+            if self._index.last_seq != after:
+                raise InvalidState(f"the index stands at {self._index.last_seq}, not at {after}")
+            self._index.put(msgspec.convert(points, list[Point]))
 
-    def query(self, *, text: str, where: dict[str, Any], n: int) -> list[tuple[str, float]]:
-        return self._index.query(text, msgspec.convert(where, Where), n)
+    def query(self, *, text: str, meaning: str, where: dict[str, Any]) -> Found:
+        """The CANDIDATES by the words of `text` and by `meaning`; waits for the model where it is being loaded."""
+        vector = None
+        if self._index.has_vectors:
+            with suppress(EmbedderFailed):  # which `embed` tells; words are found all the same
+                vector = self._embedder().embed_query(meaning)
+        with self._indexing:
+            return self._index.query(text, vector, msgspec.convert(where, Where), CANDIDATES)
 
     def delete(self, *, ids: list[str]) -> None:
-        self._index.delete(ids)
+        with self._indexing:
+            self._index.delete(ids)
 
     def clear(self) -> None:
-        self._index.clear()
+        with self._indexing:
+            self._index.clear()
+
+    def lacking(self, *, n: int) -> list[str]:
+        with self._indexing:
+            return self._index.lacking(n)
+
+    def embed(self, *, texts: list[Any]) -> None:
+        """Puts the vectors of these. Raises EmbedderFailed."""
+        given = msgspec.convert(texts, list[Text])
+        vectors = self._embedder().embed([each.text for each in given])
+        with self._indexing:
+            self._index.put_vectors(
+                {each.memory_id: parts for each, parts in zip(given, vectors, strict=True)}
+            )
+
+    def close(self) -> None:
+        with self._indexing:
+            self._index.close()
+
+    def _embedder(self) -> MiniLM:
+        with self._loading:
+            if isinstance(self._model, EmbedderFailed):
+                raise self._model
+            if self._model is None:
+                assert self._weights is not None
+                try:
+                    self._model = MiniLM(self._weights)
+                except Exception as exc:  # a library that is broken here costs the vectors, not the words
+                    if not isinstance(exc, WrongWeights):
+                        logger.exception("%s does not load", MODEL)
+                    self._model = EmbedderFailed(str(exc))
+                    raise self._model from exc
+            return self._model
 
 
 def main() -> None:
@@ -52,27 +115,27 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     # systemd tells every process of the service at once. The daemon ends us, after what it still has to do.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    folder = Path(sys.argv[1])
+    folder, *weights = map(Path, sys.argv[1:])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         _take(lock)
         index = Index(folder)
-        worker = Worker(index)
-        stdio.serve(
-            {
-                method.__name__: method
-                for method in (worker.position, worker.put, worker.query, worker.delete, worker.clear)
-            },
-            line,
-        )
-        index.close()
+        worker = Worker(index, weights[0] if weights else None)
+        quick = (worker.position, worker.put, worker.query, worker.delete, worker.clear, worker.lacking)
+        stdio.serve(_by_name(*quick), line, beside=_by_name(worker.embed))
+        worker.close()
+        os._exit(0)  # the thread beside may be in the middle of a text, which nobody waits for
+
+
+def _by_name(*methods: Callable[..., object]) -> dict[str, Callable[..., object]]:
+    return {method.__name__: method for method in methods}
 
 
 def _take(lock: IO[str]) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        logging.getLogger(__name__).warning("waiting for an older worker to end")
+        logger.warning("waiting for an older worker to end")
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 

@@ -19,6 +19,9 @@ _COLUMNS = (
 )
 _AMONG = "(SELECT DISTINCT value FROM json_each(?)) CROSS JOIN memories ON memory_id = value"
 """The memories that a list names: a CROSS JOIN is made from left to right, so the list is what is searched with."""
+MOST_SPEAKERS = 500
+"""Names that a query is searched for."""
+
 _metadata = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -119,6 +122,63 @@ def rows(c: Connection, after: int, limit: int) -> list[tuple[int, Memory]]:
             f"SELECT {_COLUMNS}, seq FROM memories WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
         )
     ]
+
+
+def speakers(c: Connection, scope: Scope) -> tuple[str, ...]:
+    """Everybody who spoke one of these, at most MOST_SPEAKERS; found by leaps through an index, not in every row."""
+    inside, values = _inside(scope)
+    following = f"SELECT min(speaker) FROM memories WHERE {inside} AND speaker"
+    names = c.execute(
+        f"WITH RECURSIVE s(name) AS ({following} IS NOT NULL UNION ALL"
+        f" SELECT ({following} > name) FROM s WHERE name IS NOT NULL LIMIT {MOST_SPEAKERS})"
+        " SELECT name FROM s WHERE name IS NOT NULL",
+        values * 2,
+    )
+    return tuple(row[0] for row in names)
+
+
+def around(
+    c: Connection,
+    scope: Scope,
+    ids: Sequence[str],
+    *,
+    kind: str | None,
+    source: str | None,
+    as_of: int | None,
+) -> list[tuple[Any, ...]]:
+    """Those of the ids that the scope may see, and of each the one before it and the two after it in its session,
+    by time; without those that do not fit `kind`, `source` and `as_of` (not created after, in microseconds).
+
+    Columns as in aiosd.memory.ranking.Turn.
+    """
+    inside, values = _inside(scope)
+    # Two searches instead of one by (created_at, seq): SQLite would use the first of the pair alone, and go through
+    # all that was remembered at one time.
+    beside = "SELECT seq FROM memories WHERE user_id = m.user_id AND session_id = m.session_id AND created_at"
+    before = (
+        f"coalesce(({beside} = m.created_at AND seq < m.seq ORDER BY seq DESC LIMIT 1),"
+        f" ({beside} < m.created_at ORDER BY created_at DESC, seq DESC LIMIT 1))"
+    )
+    after = (
+        f"coalesce(({beside} = m.created_at AND seq > m.seq ORDER BY seq LIMIT 1),"
+        f" ({beside} > m.created_at ORDER BY created_at, seq LIMIT 1))"
+    )
+    return c.execute(
+        f"WITH hit AS MATERIALIZED (SELECT seq, user_id, session_id, created_at FROM {_AMONG} WHERE {inside}),"
+        f" next(seq) AS MATERIALIZED (SELECT {after} FROM hit AS m),"
+        f" near(seq) AS (SELECT seq FROM hit UNION SELECT {before} FROM hit AS m UNION SELECT seq FROM next"
+        f" UNION SELECT {after} FROM next CROSS JOIN memories AS m USING (seq))"
+        f" SELECT m.seq, memory_id, {before}, session_id, created_at, speaker, instr(content, '?') > 0,"
+        " rtrim(content) LIKE '%?', length(content)"
+        " FROM near CROSS JOIN memories AS m USING (seq) WHERE (? IS NULL OR kind = ?)"
+        " AND (? IS NULL OR source = ?) AND (? IS NULL OR created_at <= ?)",
+        (_json(ids), *values, kind, kind, source, source, as_of, as_of),
+    ).fetchall()
+
+
+def texts(c: Connection, ids: Sequence[str]) -> list[Memory]:
+    """Those of the ids that are there, whoever's, for the index."""
+    return [_memory(row) for row in c.execute(f"SELECT {_COLUMNS} FROM {_AMONG}", (_json(ids),))]
 
 
 def position(c: Connection) -> tuple[int, int]:

@@ -101,4 +101,10 @@ CREATE INDEX memories_notes ON memories (user_id, session_id, created_at, seq) W
 CREATE INDEX memories_source ON memories (source);
 """
 
-SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES,)
+_SPEAKERS = """
+-- Who ever spoke is asked for at each recall.
+CREATE INDEX memories_speaker ON memories (user_id, speaker) WHERE speaker IS NOT NULL;
+CREATE INDEX memories_session_speaker ON memories (user_id, session_id, speaker) WHERE speaker IS NOT NULL;
+"""
+
+SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _SPEAKERS)

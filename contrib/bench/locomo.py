@@ -1,0 +1,141 @@
+"""How well memory finds what answers a question: evidence recall on LoCoMo, through a real daemon.
+
+Run as `python contrib/bench/locomo.py PATH`, in an environment that has aiosd. PATH is a JSON file of conversations
+made from github.com/snap-research/locomo, whose licence (CC BY-NC 4.0) keeps it out of this repository:
+`{id: {"turns": [{id, session, date, speaker, text}], "questions": [{q, category, evidence: [turn id]}]}}`.
+
+Each turn is one memory, each question one recall. R@k is the share of a question's evidence among the first k, nDCG
+that of the order, both averaged over the questions of categories 1 to 4 (5 is adversarial). A row for every
+conversation as a user of its own, their mean, and all conversations as one user; with the weights of the embedder,
+and without. On the way: texts remembered a second, milliseconds a recall, and MB of the daemon and its worker.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from aiosctl.client import Client
+from aiosd import protocol as p
+from contrib.bench.idle import rss_mb
+from tests.daemon import Daemon
+
+Row = tuple[float, float, float]
+"""R@5, R@10, nDCG@10."""
+
+BATCH = 100
+"""Memories in one call."""
+
+NAMED = 20
+"""Memories asked for."""
+
+
+class Told:
+    """One user's conversations, remembered."""
+
+    def __init__(self, client: Client, user: str, conversations: dict[str, Any]) -> None:
+        self.client = client
+        self.user = user
+        self.turn_of: dict[str, tuple[str, str]] = {}
+        """By memory id: conversation and turn."""
+        self.recall_s: list[float] = []
+        for name, conversation in conversations.items():
+            for turns in _sessions(conversation["turns"]):
+                session = client.call(p.SessionCreate(user_id=user, permissions=("memory",)))
+                for start in range(0, len(turns), BATCH):
+                    batch = turns[start : start + BATCH]
+                    done = client.call(
+                        p.MemoryRemember(
+                            session_id=session.session_id, memories=tuple(_memory(turn) for turn in batch)
+                        )
+                    )
+                    for memory_id, turn in zip(done.memory_ids or (), batch, strict=True):
+                        self.turn_of[memory_id] = name, turn["id"]
+
+    def ask(self, name: str, question: dict[str, Any]) -> Row:
+        started = time.perf_counter()
+        found = self.client.call(p.MemoryRecall(query=question["q"], user_id=self.user, n=NAMED)).memories
+        self.recall_s.append(time.perf_counter() - started)
+        wanted = {(name, turn) for turn in question["evidence"]}
+        hits = [self.turn_of[memory.memory_id] in wanted for memory in found]
+        gains = [1 / math.log2(place + 2) for place in range(10)]
+        gained = sum(gain for gain, hit in zip(gains, hits, strict=False) if hit)
+        return (
+            sum(hits[:5]) / len(wanted),
+            sum(hits[:10]) / len(wanted),
+            gained / sum(gains[: len(wanted)]),
+        )
+
+
+def _sessions(turns: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    by_session: dict[int, list[dict[str, Any]]] = {}
+    for turn in turns:
+        by_session.setdefault(turn["session"], []).append(turn)
+    yield from by_session.values()
+
+
+def _memory(turn: dict[str, Any]) -> p.NewMemory:
+    when = datetime.strptime(turn["date"], "%I:%M %p on %d %B, %Y").replace(tzinfo=UTC)
+    return p.NewMemory(content=turn["text"], speaker=turn["speaker"], created_at=when)
+
+
+def _questions(conversation: dict[str, Any]) -> list[dict[str, Any]]:
+    return [q for q in conversation["questions"] if q["category"] != 5]
+
+
+def _mean(rows: list[Row]) -> Row:
+    r5, r10, ndcg = (statistics.mean(column) for column in zip(*rows, strict=True))
+    return r5, r10, ndcg
+
+
+def _print(what: str, row: Row, more: str = "") -> None:
+    print("{:24} {:6.3f} {:6.3f} {:8.3f}".format(what, *row), more, flush=True)
+
+
+def measure(data: dict[str, Any], embedder: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        daemon = Daemon(Path(folder) / "home", config=f'[memory]\nembedder = "{embedder}"\n')
+        with daemon, Client(daemon.socket) as client:
+            rows: list[Row] = []
+            for name, conversation in data.items():
+                told = Told(client, name, {name: conversation})
+                own = [told.ask(name, question) for question in _questions(conversation)]
+                _print(name, _mean(own))
+                rows += own
+            _print("each its own user", _mean(rows))
+            started = time.perf_counter()
+            told = Told(client, "all", data)
+            took_s = time.perf_counter() - started
+            rows = [
+                told.ask(name, q) for name, conversation in data.items() for q in _questions(conversation)
+            ]
+            recall_ms = statistics.median(told.recall_s) * 1e3
+            _print("all one user", _mean(rows), f"recall p50 {recall_ms:.1f} ms")
+            assert daemon.process is not None
+            pid = daemon.process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            print(
+                f"embedder {client.call(p.SystemInfo()).embedder}: {len(told.turn_of) / took_s:.0f} texts/s"
+                f" remembered, daemon {rss_mb(pid):.0f} MB, worker {sum(rss_mb(int(c)) for c in children):.0f} MB"
+            )
+
+
+def main() -> None:
+    data = json.loads(Path(sys.argv[1]).read_text())
+    for embedder in sys.argv[2:] or ("none", "minilm"):
+        print(f"{'embedder ' + embedder:24} {'R@5':>6} {'R@10':>6} {'nDCG@10':>8}")
+        measure(data, embedder)
+
+
+if __name__ == "__main__":
+    main()

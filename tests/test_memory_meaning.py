@@ -1,0 +1,184 @@
+"""Memories found by what they mean: with the embedder in the worker, whatever becomes of either."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import anyio
+import pytest
+
+from aiosd.config import Config, Memory
+from aiosd.daemon import weights_of
+from aiosd.errors import ConfigError
+from aiosd.memory.memory import Memories, scope_of
+from aiosd.memory.weights import INSTALL, MODEL, SHA256, find
+from aiosd.protocol import MemoryRemember, NewMemory, SystemInfo
+from aiosd.records import Session
+from tests.daemon import Daemon
+from tests.test_memory import contents, opened, session
+from tests.test_memory_recovery import LONG_S, kill, listening, openings, worker, zero
+
+pytestmark = pytest.mark.anyio
+
+FACTS = {
+    "Who is my doctor?": "Dr Weber is the physician who treats me",
+    "What pets are there?": "Two kittens and a parrot live with us",
+    "How much do I earn?": "My salary is 3,000 a month",
+}
+"""Questions that share no word with what answers them."""
+
+
+@pytest.fixture(autouse=True)
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.INFO, "aiosd"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    found = find(os.environ)
+    if found is None:
+        pytest.skip("the weights of contrib/weights.txt are not installed")
+    return found
+
+
+def notes(*texts: str) -> list[NewMemory]:
+    return [NewMemory(content=text) for text in texts]
+
+
+async def wrong(memories: Memories, one: Session) -> dict[str, list[str]]:
+    """What the questions find first where that is not what answers them."""
+    first = {q: await contents(memories, scope_of(one), q, n=1) for q in FACTS}
+    return {q: found for q, found in first.items() if found != [FACTS[q]]}
+
+
+async def test_what_is_remembered_is_found_by_its_meaning_at_once_and_after_a_restart(
+    tmp_path: Path, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    async with opened(tmp_path, weights) as (memories, _):
+        await memories.remember(ann, notes(*FACTS.values()))
+        assert memories.embedder == MODEL
+        assert await wrong(memories, ann) == {}
+        assert await contents(memories, scope_of(ann), " \n") == []
+    async with opened(tmp_path, weights) as (memories, _):
+        assert await wrong(memories, ann) == {}
+    assert openings(caplog)[-1] == (3, True, 0)
+
+
+async def test_a_long_memory_is_found_by_any_part_of_it(tmp_path: Path, weights: Path) -> None:
+    ann = session()
+    filling = "The committee discussed the budget for the coming year at length. " * 60
+    long = f"{filling} {FACTS['What pets are there?']}. {filling}"
+    async with opened(tmp_path, weights) as (memories, _):
+        await memories.remember(ann, notes("The car is blue", long, "It rained in May"))
+        assert await contents(memories, scope_of(ann), "the animals at home", n=1) == [long]
+
+
+async def test_meaning_shows_nobody_what_another_said_and_never_what_is_forgotten(
+    tmp_path: Path, weights: Path
+) -> None:
+    ann, also_ann, alone, ben = session(), session(), session(permissions=("read",)), session("ben")
+    async with opened(tmp_path, weights) as (memories, _):
+        for who, what in ((ann, "cat"), (also_ann, "dog"), (alone, "horse"), (ben, "parrot")):
+            await memories.remember(who, notes(f"I have a {what}"))
+            await memories.remember(who, notes(*[f"The {what} is an animal"] * 30))
+        for who, whats in (
+            (ann, {"cat", "dog", "horse"}),
+            (also_ann, {"cat", "dog", "horse"}),
+            (alone, {"horse"}),
+            (ben, {"parrot"}),
+        ):
+            found = await contents(memories, scope_of(who), "Which pets?", n=100)
+            seen = {what for what in ("cat", "dog", "horse", "parrot") if any(what in text for text in found)}
+            assert seen == whats
+        await memories.forget(user_id="ann")
+        assert await contents(memories, scope_of(ann), "Which pets?") == []
+        assert await contents(memories, scope_of(ben), "Which pets?") != []
+
+
+async def test_weights_that_come_later_serve_what_was_remembered_without_them(
+    tmp_path: Path, weights: Path
+) -> None:
+    ann = session()
+    async with opened(tmp_path) as (memories, _):
+        await memories.remember(ann, notes(*FACTS.values(), *(f"stone{i}x" for i in range(300))))
+        assert memories.embedder == "none"
+        assert len(await wrong(memories, ann)) == 3
+    with listening("memories are embedded") as embedded:
+        async with opened(tmp_path, weights) as (memories, _):
+            assert await contents(memories, scope_of(ann), "stone7x", n=1) == ["stone7x"]
+            with anyio.fail_after(LONG_S):
+                await embedded.wait()
+            assert await wrong(memories, ann) == {}
+    async with opened(tmp_path) as (memories, _):
+        assert await contents(memories, scope_of(ann), "salary", n=1) == [FACTS["How much do I earn?"]]
+
+
+async def test_killing_the_worker_while_it_embeds_leaves_nothing_without_a_vector(
+    tmp_path: Path, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    async with opened(tmp_path) as (memories, _):
+        await memories.remember(ann, notes(*FACTS.values(), *(f"stone number {i}" for i in range(200))))
+    with listening("memories are embedded") as embedded:
+        async with opened(tmp_path, weights) as (memories, _):
+            for _ in range(3):
+                kill(worker(caplog))
+                assert await contents(memories, scope_of(ann), "salary", n=1) != []
+                await memories.remember(ann, notes("one more"))
+            with anyio.fail_after(LONG_S):
+                await embedded.wait()
+            assert await wrong(memories, ann) == {}
+
+
+@pytest.mark.parametrize("file", ["offsets", "vectors"])
+async def test_damaged_vectors_are_made_again(tmp_path: Path, weights: Path, file: str) -> None:
+    ann = session()
+    async with opened(tmp_path, weights) as (memories, _):
+        await memories.remember(ann, notes(*FACTS.values()))
+    (storage,) = (tmp_path / "index").glob(f"shard-*/segments/*/vector_storage-{MODEL}")
+    chunks = [path for path in storage.rglob("chunk_*") if file in path.relative_to(storage).parts[0]]
+    assert chunks
+    for chunk in chunks:
+        zero(chunk.parent, chunk.name)
+    async with opened(tmp_path, weights) as (memories, _):
+        await memories.remember(ann, notes("one more"))
+        assert await contents(memories, scope_of(ann), "salary", n=1) == [FACTS["How much do I earn?"]]
+
+
+async def test_wrong_weights_are_refused_and_words_still_find(tmp_path: Path, weights: Path) -> None:
+    ann = session()
+    other = tmp_path / "weights"
+    other.mkdir()
+    shutil.copy(weights / "tokenizer.json", other)
+    (other / "model.safetensors").write_bytes(b"something else")
+    async with opened(tmp_path, other) as (memories, _):
+        await memories.remember(ann, notes(*FACTS.values()))
+        assert memories.embedder.startswith("none: ")
+        assert f"expected {SHA256['model.safetensors']}" in memories.embedder
+        assert await contents(memories, scope_of(ann), "salary", n=1) == [FACTS["How much do I earn?"]]
+    async with opened(tmp_path, weights) as (memories, _):
+        await memories.remember(ann, notes("one more"))
+        assert memories.embedder == MODEL
+
+
+def test_the_daemon_says_which_embedder_it_has(tmp_path: Path, weights: Path) -> None:
+    with Daemon(tmp_path / "without", '[memory]\nembedder = "none"\n') as daemon:
+        assert daemon.call(SystemInfo()).embedder == "none"
+    with Daemon(tmp_path / "with", '[memory]\nembedder = "minilm"\n') as daemon:
+        one = daemon.session()
+        daemon.call(MemoryRemember(session_id=one.session_id, content="tea"))
+        assert daemon.call(SystemInfo()).embedder == MODEL
+
+
+def test_weights_that_the_config_names_and_that_are_not_here_stop_the_daemon(tmp_path: Path) -> None:
+    found = Config(memory=Memory(embedder="minilm"))
+    with patch("importlib.util.find_spec", return_value=None), pytest.raises(ConfigError) as refused:
+        weights_of(found, {"HOME": str(tmp_path)})
+    assert refused.value.hint == INSTALL
