@@ -61,7 +61,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 lambda session: _workspace(paths, session),
                 memory_tools(memory),
             ) as registry,
-            open_pool(config, environ) as pool,
+            open_pool(config, environ, database=database) as pool,
         ):
             broker = Broker()
             budget = Budget(database, config.budget.day_usd, lambda: datetime.now(UTC))

@@ -101,4 +101,13 @@ CREATE INDEX memories_notes ON memories (user_id, session_id, created_at, seq) W
 CREATE INDEX memories_source ON memories (source);
 """
 
-SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES,)
+_LEARNT = """
+CREATE TABLE learnt (
+    backend TEXT NOT NULL,
+    model   TEXT NOT NULL,
+    learnt  TEXT NOT NULL,
+    PRIMARY KEY (backend, model)
+);
+"""
+
+SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _LEARNT)
