@@ -67,7 +67,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 memory_tools(memory),
                 walls=_walls(paths, socket_path, environ),
             ) as registry,
-            open_pool(config, environ) as pool,
+            open_pool(config, environ, database=database) as pool,
         ):
             broker = Broker()
             budget = Budget(database, config.budget.day_usd, lambda: datetime.now(UTC))

@@ -16,6 +16,9 @@ FLOORS: list[set[str]] = [
     {
         "config",
         "models.backend",
+        "models.breaker",
+        "models.estimator",
+        "models.queue",
         "models.router",
         "models.window",
         "memory.ranking",

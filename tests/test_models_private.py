@@ -60,7 +60,7 @@ async def test_a_remote_backend_is_sent_what_may_leave_and_a_local_one_everythin
     open_ = (Message(role="user", content="what may leave"),)
     request = user("all of it", public=open_, withheld=2)
     async with near_and_far() as (pool, local, remote):
-        assert (await pool.reply(request)).decision.reason == "the first local one of tier balanced"
+        assert (await pool.reply(request)).decision.reason == "the only local one of tier balanced"
         local.script = Script(status=500)
         reply = await pool.reply(request)
     assert reply.decision.reason == "no local backend answered; private texts withheld: 2"

@@ -139,8 +139,9 @@ def test_no_report_makes_the_ratio_absurd(reports: list[tuple[int, int]]) -> Non
 async def test_a_model_in_memory_is_resident(model: str, tag: str) -> None:
     async with OllamaDouble() as double:
         small = backend(double, model)
+        double.loaded = set()
         assert await small.resident() is False
-        double.loaded.add(tag)
+        double.loaded = {tag}
         assert await small.resident() is True
         await small.aclose()
         assert await backend(double, "big:cloud").resident() is None

@@ -14,6 +14,9 @@ from aiosd import framing
 from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import BudgetExhausted, NoModelFits
+from aiosd.state import tasks
+from aiosd.state.database import open_database
+from aiosd.state.learnt import every
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
@@ -227,3 +230,29 @@ async def test_cancel_closes_the_models_stream_and_keeps_what_there_was(tmp_path
     assert cancelled.state == "cancelled"
     assert cancelled.error is not None
     assert cancelled.error["data"]["result"]["result"] == "half"
+
+
+async def test_a_backend_that_failed_is_told_of_while_the_next_one_is_asked(tmp_path: Path) -> None:
+    async with OllamaDouble(Script(status=500, error="out of memory")) as here, OpenAIDouble() as there:
+
+        def work() -> r.TaskResult:
+            with Daemon(tmp_path / "home", config(here, there)) as daemon:
+                result = daemon.run(daemon.session(permissions=()), "Hello", max_tokens=10)
+                assert daemon.stop() == 0
+                return result
+
+        result = await aside(work)
+    assert result.decision is not None and result.backend == "there"
+    assert {
+        c.backend: c.predicted_s is not None for c in result.decision.candidates if c.backend != "extractive"
+    } == {
+        "here": True,
+        "there": True,
+    }
+    (file,) = (tmp_path / "home" / "data").glob("*.db")
+    async with open_database(file) as database:
+        events = await database.read(lambda c: tasks.events(c, result.task_id))
+        learnt = await database.read(every)
+    told = [e.detail for e in events if isinstance(e, r.ProgressEvent) and e.stage == "retrying"]
+    assert len(told) == 1 and told[0].startswith("`here` failed: ") and "out of memory" in told[0]
+    assert [(backend, model) for backend, model, _ in learnt] == [("there", "big")]

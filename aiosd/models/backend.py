@@ -10,6 +10,7 @@ import msgspec
 from aiosd.records import (
     Embedded,
     Message,
+    Priority,
     Privacy,
     Reply,
     Source,
@@ -35,6 +36,7 @@ __all__ = [
     "ThinkingDelta",
     "ToolCallDelta",
     "ToolSpec",
+    "Wait",
 ]
 
 
@@ -55,6 +57,9 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     withheld: int = 0
     """Texts that `public` leaves out."""
     backend: str | None = None
+    session_id: str | None = None
+    """Whose it is: the queue is fair between sessions."""
+    priority: Priority = "normal"
     passages: tuple[Source, ...] = ()
     """What the messages contain that may be quoted: `text` is a whole memory, input or tool result, `ref` its
     name. What earlier tasks asked is not among them. Generating backends do not look at it."""
@@ -94,6 +99,17 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Delta = TextDelta | ThinkingDelta | ToolCallDelta | Done
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request waits for, as told to its caller."""
+
+    stage: Literal["queued", "loading", "retrying"]
+    detail: str
+    place: int | None = None
+    """In the queue, from 1."""
+    eta_s: float | None = None
+    """How long it is predicted to take still."""
 
 
 class BackendFailed(Exception):

@@ -22,15 +22,17 @@ from aiosd.models.backend import (
     TextDelta,
     ThinkingDelta,
     ToolCallDelta,
+    Wait,
 )
-from aiosd.models.member import Member
+from aiosd.models.estimator import Observed
+from aiosd.models.member import Member, Overdue, Patience, size
 from aiosd.records import Tokens, ToolUse
 
 CLOSE_S = 2.0
 """For a backend to let go of a stream."""
 
 OnDelta = Callable[[TextDelta | ThinkingDelta], Awaitable[None]]
-OnWait = Callable[[str], Awaitable[None]]
+OnWait = Callable[[Wait], Awaitable[None]]
 Reserve = Callable[[float], Awaitable[None]]
 
 
@@ -65,10 +67,18 @@ class Got(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def ask(
-    member: Member, asked: Asked, *, last: bool, clock: Callable[[], float], repairing: bool = False
+    member: Member,
+    asked: Asked,
+    *,
+    patience: Patience | None,
+    clock: Callable[[], float],
+    repairing: bool = False,
 ) -> Got:
-    """One backend's whole reply; with a schema, one that fits it, at the second try if need be."""
-    got = await _stream(member, asked, last=last, clock=clock)
+    """One backend's whole reply; with a schema, one that fits it, at the second try if need be.
+
+    `patience` is for its first token; None where nobody else could be asked.
+    """
+    got = await _stream(member, asked, patience=patience, clock=clock)
     if asked.form is None or got.calls or got.done.abstained or got.done.stop_reason == "refusal":
         return got
     try:
@@ -81,7 +91,7 @@ async def ask(
             why = f"did not answer in the schema, asked twice: {wrong}"
             raise _useless(member, asked, got.text, why) from None
         again = msgspec.structs.replace(asked, request=_repair(asked.request, got, wrong))
-        second = await ask(member, again, last=last, clock=clock, repairing=True)
+        second = await ask(member, again, patience=patience, clock=clock, repairing=True)
         return msgspec.structs.replace(
             second, thinking=got.thinking + second.thinking, usage=_sum(got.usage, second.usage)
         )
@@ -90,7 +100,9 @@ async def ask(
     return msgspec.structs.replace(got, text=text)
 
 
-async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[], float]) -> Got:
+async def _stream(
+    member: Member, asked: Asked, *, patience: Patience | None, clock: Callable[[], float]
+) -> Got:
     """One dispatch. Raises BackendFailed where another backend may follow, NoModelFits where none may."""
     backend = member.backend
     local = backend.local
@@ -100,24 +112,25 @@ async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[
         most_usd = member.cost_usd(_most(request))
         if asked.reserve is not None:
             await asked.reserve(asked.bill.usd + most_usd)
-    collector = Collector(asked.on_delta, hold_text=asked.form is not None)
-    # While there is another one to ask, the first word must come in time. No deadline once it came.
-    budget_ms = None if last else request.latency_budget_ms
+    collector = Collector(asked.on_delta, clock, hold_text=asked.form is not None)
+    began_s = clock()
     try:
-        with anyio.move_on_after(None if budget_ms is None else budget_ms / 1000) as waiting:
-            async with member.slot(asked.on_wait):
-                if router.must_stay(request) and not backend.local:  # known only since the plan was made
-                    raise BackendFailed("it turned out to be remote", fault="request")
-                async with _closing(backend.stream(request)) as deltas:
-                    async for delta in deltas:
+        # No deadline once the first token came.
+        with anyio.move_on_after(None if patience is None else patience.limit_s) as waiting:
+            if router.must_stay(request) and not backend.local:  # known only since it was chosen
+                raise BackendFailed("it turned out to be remote", fault="request")
+            async with closing(backend.stream(request)) as deltas:
+                async for delta in deltas:
+                    if not collector.began:
                         waiting.deadline = math.inf
-                        if waiting.cancel_called:  # the very moment: it is too late for this delta
-                            await anyio.lowlevel.checkpoint()
-                        await collector.take(delta)
-                        if collector.done is not None:
-                            break
+                    if waiting.cancel_called:  # the very moment: it is too late for this delta
+                        await anyio.lowlevel.checkpoint()
+                    await collector.take(delta)
+                    if collector.done is not None:
+                        break
         if waiting.cancelled_caught:
-            raise BackendFailed(f"no word from it within {budget_ms} ms", fault="request")
+            assert patience is not None
+            raise Overdue(patience)
         if collector.done is None:
             raise BackendFailed(f"`{backend.model}` ended its reply before it was done")
     except BackendFailed as exc:
@@ -131,6 +144,7 @@ async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[
     usage = collector.done.usage
     # A paid server that does not say what it used has used what was reserved, for all we know.
     asked.bill.usd += most_usd if usage == Tokens() else member.cost_usd(usage)
+    member.answered(_observed(request, collector, began_s, clock()), collector.done, clock())
     return Got(
         text=collector.text,
         thinking=collector.thinking,
@@ -138,6 +152,23 @@ async def _stream(member: Member, asked: Asked, *, last: bool, clock: Callable[[
         done=collector.done,
         usage=usage,
         local=local,
+    )
+
+
+def _observed(request: ModelRequest, collector: Collector, began_s: float, now: float) -> Observed:
+    done = collector.done
+    assert done is not None
+    load_s = done.load_s or 0.0
+    first_s = None if collector.first_s is None else max(0.0, collector.first_s - began_s - load_s)
+    return Observed(
+        task_type=request.task_type,
+        max_tokens=request.max_tokens,
+        prompt_chars=size(request).prompt_chars,
+        prompt_tokens=done.usage.input_tokens,
+        output_tokens=done.usage.output_tokens or (len(collector.text) + len(collector.thinking)) // 4,
+        total_s=max(0.0, now - began_s - load_s),
+        first_s=first_s,
+        prompt_s=done.prompt_s,
     )
 
 
@@ -155,19 +186,24 @@ def _useless(member: Member, asked: Asked, text: str, why: str) -> NoModelFits:
 class Collector:
     """A reply as it comes in; what may be seen of it already is passed on."""
 
-    def __init__(self, on_delta: OnDelta | None, *, hold_text: bool) -> None:
+    def __init__(self, on_delta: OnDelta | None, clock: Callable[[], float], *, hold_text: bool) -> None:
         self._on_delta = on_delta
+        self._clock = clock
         self._hold_text = hold_text
         self._text: list[str] = []
         self._thinking: list[str] = []
         self._calls: list[ToolUse] = []
         self.done: Done | None = None
         self.began = False
+        self.first_s: float | None = None
+        """When the first token came; None where there was none but in a tool call, which comes whole."""
         self.passed_on = False
         """Something of it was seen: another backend's reply cannot follow it."""
 
     async def take(self, delta: Delta) -> None:
         self.began = True
+        if self.first_s is None and isinstance(delta, TextDelta | ThinkingDelta):
+            self.first_s = self._clock()
         match delta:
             case TextDelta():
                 self._text.append(delta.text)
@@ -200,7 +236,7 @@ class Collector:
 
 
 @asynccontextmanager
-async def _closing(stream: AsyncIterator[Delta]) -> AsyncIterator[AsyncIterator[Delta]]:
+async def closing(stream: AsyncIterator[Delta]) -> AsyncIterator[AsyncIterator[Delta]]:
     """Closed however it ends, cancelled too: that is what stops the model."""
     try:
         yield stream

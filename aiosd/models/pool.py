@@ -10,37 +10,54 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import anyio.to_thread
 import msgspec
+from anyio.abc import TaskGroup
 
 from aiosd import config as configs
 from aiosd.config import EXTRACTIVE, TIERS
 from aiosd.errors import BudgetExhausted, NoModelFits
 from aiosd.models import ollama, router
 from aiosd.models.answer import Form
-from aiosd.models.backend import Backend, BackendFailed, Embedded, Embedder, ModelRequest, Reply
+from aiosd.models.backend import Backend, BackendFailed, Embedded, Embedder, ModelRequest, Reply, Wait
 from aiosd.models.discovery import Discovery
 from aiosd.models.exchange import Asked, Bill, Got, OnDelta, OnWait, Reserve, ask
 from aiosd.models.gguf import open_gguf
-from aiosd.models.member import Member
+from aiosd.models.learning import Learning, open_learning
+from aiosd.models.member import Member, Patience, Size, size
 from aiosd.models.openai import OpenAI
-from aiosd.models.router import Attempt, Plan, Standing
+from aiosd.models.router import Choice, Standing
+from aiosd.models.slots import Moved, Seat, Slots
 from aiosd.records import BackendInfo, Candidate, Decision, Tier
+from aiosd.state.database import Database
 
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 2.0
-"""For all backends to let go of their connections."""
+"""For all backends to let go of their connections, and for what was learnt to be written down."""
+SAVE_S = 300.0
+"""How old what is written down of the backends may become while they work."""
 
 
 class Pool:
     """Made by open_pool."""
 
     def __init__(
-        self, members: Mapping[str, Member], discovery: Discovery | None, clock: Callable[[], float]
+        self,
+        members: Mapping[str, Member],
+        discovery: Discovery | None,
+        clock: Callable[[], float],
+        tasks: TaskGroup,
+        learning: Learning | None,
     ) -> None:
         self._fixed = dict(members)
         self._discovery = discovery
         self._found: dict[str, Member] = {}
         self._clock = clock
+        self._tasks = tasks
+        self._learning = learning
+        self._saved_s = clock()
+        self._slots = Slots(clock, tasks)
+        for member in members.values():
+            self._slots.add(member)
 
     async def reply(
         self,
@@ -50,12 +67,12 @@ class Pool:
         on_wait: OnWait | None = None,
         reserve: Reserve | None = None,
     ) -> Reply:
-        """The reply of the first backend, in the order of the plan, that gives one.
+        """The reply of the backend that router.choose names; where it fails, of the next one chosen.
 
         on_delta is given the text and the thinking as they come; with a schema the text only whole, once it fits.
-        on_wait is told what is waited for. reserve is given, before each paid dispatch, the most in dollars that the
-        request can have cost after it, earlier dispatches included; BudgetExhausted from it sends that one nothing. `cost_usd` is what all attempts cost,
-        with the most for those that broke off.
+        on_wait is told what is waited for: a slot, a load, another backend. reserve is given, before each paid dispatch,
+        the most in dollars that the request can have cost after it, earlier dispatches included; BudgetExhausted from it
+        sends that one nothing. `cost_usd` is what all attempts cost, with the most for those that broke off.
         Raises NoModelFits, also when a backend breaks off after something was passed on: two models' replies are
         never joined, and `data` has the text so far. NotFound, InvalidParams; BudgetExhausted where no backend
         that costs less answered.
@@ -68,37 +85,52 @@ class Pool:
         asked = Asked(
             request=request, form=form, on_delta=on_delta, on_wait=on_wait, reserve=reserve, bill=bill
         )
+        sized = size(request)
         members = await self._members()
-        plan = router.plan(request, self._standings(members))
         failed: dict[str, Candidate] = {}
         too_dear: BudgetExhausted | None = None
-        for place, attempt in enumerate(plan.attempts):
-            member = members[attempt.name]
+        while True:
+            await self._look(request, members)
             try:
-                got = await ask(member, asked, last=place + 1 == len(plan.attempts), clock=self._clock)
+                choice = self._choose(sized, members, failed, started)
+            except NoModelFits as exc:
+                exc.data["cost_usd"] = bill.usd
+                raise too_dear or exc from None
+            to = choice.chosen
+            try:
+                async with self._slots.slot(asked, choice, started) as seat:
+                    to = seat.standing
+                    member = members[to.name]
+                    patience = self._patience(request, member, seat, choice)
+                    try:
+                        got = await ask(member, asked, patience=patience, clock=self._clock)
+                    except BackendFailed as exc:
+                        member.failed(exc, self._clock())  # before its slot is given to somebody else
+                        raise
+            except Moved:
+                continue
             except BackendFailed as exc:
-                logger.info("backend failed", extra={"backend": member.name, "reason": str(exc)})
-                member.failed(exc, self._clock())
+                logger.info("backend failed", extra={"backend": to.name, "reason": str(exc)})
                 if self._discovery is not None:
                     self._discovery.forget()
-                failed[member.name] = member.candidate(str(exc))
+                failed[to.name] = to.candidate(str(exc))
+                if on_wait is not None:
+                    await on_wait(Wait(stage="retrying", detail=f"`{to.name}` failed: {exc}"))
             except BudgetExhausted as exc:
                 too_dear = exc
-                failed[member.name] = member.candidate(str(exc))
+                failed[to.name] = to.candidate(str(exc))
             else:
-                decision = self._decision(request, plan, attempt, members, failed, started)
+                self._keep()
+                decision = self._decision(request, choice, members, failed, started, seat)
                 decision = msgspec.structs.replace(decision, truncated=got.done.truncated)
                 return _reply(member, got, bill, decision)
-        if too_dear is not None:
-            raise too_dear
-        raise router.no_model_fits(request, (*plan.rejected, *failed.values()), cost_usd=bill.usd)
 
     async def route(self, request: ModelRequest) -> Decision:
-        """Which backend would be asked now and why; nothing is sent to a model. Raises NoModelFits, NotFound."""
-        started = self._clock()
+        """Which backend would serve this now, and why; no model is sent anything. Raises NoModelFits, NotFound."""
         members = await self._members()
-        plan = router.plan(request, self._standings(members))
-        return self._decision(request, plan, plan.attempts[0], members, {}, started)
+        await self._look(request, members)
+        choice = self._choose(size(request), members, {}, self._clock())
+        return self._decision(request, choice, members, {}, None, None)
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
         """By the first local backend that can, whatever its tier. Raises NoModelFits."""
@@ -107,10 +139,14 @@ class Pool:
             backend = member.backend
             if not backend.local or not isinstance(backend, Embedder):
                 continue
-            try:
-                return await backend.embed(texts)
-            except BackendFailed as exc:
-                failed.append(f"`{member.name}`: {exc}")
+            why = member.breaker.down(self._clock())
+            if why is None:
+                try:
+                    return await backend.embed(texts)
+                except BackendFailed as exc:
+                    member.failed(exc, self._clock())
+                    why = str(exc)
+            failed.append(f"`{member.name}`: {why}")
         raise NoModelFits(
             f"no local backend makes vectors: {'; '.join(failed) or 'there is none'}",
             hint="aiosctl model pull all-minilm",
@@ -126,18 +162,26 @@ class Pool:
         reasons: dict[str, str | None] = {}
 
         async def probe(member: Member) -> None:
-            reasons[member.name] = await member.backend.probe() or member.down(self._clock())
+            reasons[member.name] = await member.backend.probe() or member.breaker.down(self._clock())
+            if reasons[member.name] is None and member.due(self._clock()):
+                await member.look(self._clock())
 
         async with anyio.create_task_group() as probes:
             for member in members.values():
                 probes.start_soon(probe, member)
-        infos = [member.info(reasons[member.name]) for member in members.values()]
+        now = self._clock()
+        infos = []
+        for member in members.values():
+            running, waiting = self._slots.counts(member.name)
+            infos.append(member.info(reasons[member.name], now, in_flight=running, queued=waiting))
         if self._discovery is not None and (missing := self._discovery.missing) is not None:
             infos.insert(0, _absent(missing, self._discovery.url))
         return tuple(infos)
 
     async def aclose(self) -> None:
-        """Lets go of every connection, within CLOSE_S."""
+        """Writes down what was learnt, and lets go of every connection, each within CLOSE_S."""
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            await self._save()
         with anyio.move_on_after(CLOSE_S, shield=True):
             async with anyio.create_task_group() as closing:
                 for member in self._fixed.values():
@@ -150,48 +194,102 @@ class Pool:
         if self._discovery is None:
             return self._fixed
         await self._discovery.look()
-        self._found = {
-            name: self._found.get(name) or Member(name, backend, ranks)
-            for name, (backend, ranks) in self._discovery.found.items()
-        }
-        for name, (_, ranks) in self._discovery.found.items():
+        found = self._discovery.found
+        for name, (backend, ranks) in found.items():
+            if name not in self._found:
+                learnt = self._learning.of(name, backend.model) if self._learning else None
+                self._found[name] = Member(name, backend, ranks, learnt)
+                self._slots.add(self._found[name])
             self._found[name].ranks = ranks
         # What only quotes serves where no model is there, and never after one that failed.
-        self._fixed[EXTRACTIVE].ranks = {} if self._found else dict.fromkeys(TIERS, 1)
-        return self._found | self._fixed
+        self._fixed[EXTRACTIVE].ranks = {} if found else dict.fromkeys(TIERS, 1)
+        return {name: self._found[name] for name in found} | self._fixed
 
-    def _standings(self, members: Mapping[str, Member]) -> list[Standing]:
+    async def _look(self, request: ModelRequest, members: Mapping[str, Member]) -> None:
+        """Asks those that could serve whether their models are loaded, where that is not known."""
         now = self._clock()
-        standings = [m.standing(now) for m in members.values()]
+        due = [
+            m
+            for m in members.values()
+            if m.due(now)
+            and (request.tier in m.ranks or m.name == request.backend)
+            and not m.breaker.down(now)
+        ]
+        if not due:
+            return
+        async with anyio.create_task_group() as looks:
+            for member in due:
+                looks.start_soon(member.look, now)
+
+    def _choose(
+        self, asked: Size, members: Mapping[str, Member], failed: Mapping[str, Candidate], arrived_s: float
+    ) -> Choice:
+        now = self._clock()
+        request = asked.request
+        stays = router.must_stay(request)
+        standings = []
+        for member in members.values():
+            wait_s = self._slots.wait_s(now, member, asked, arrived_s, stays=stays)
+            tried = failed[member.name].rejected if member.name in failed else None
+            standings.append(member.standing(now, asked, wait_s, tried))
         if self._discovery is not None and (missing := self._discovery.missing) is not None:
             standings.insert(0, missing)
-        return standings
+        left_s = None
+        if request.latency_budget_ms is not None:
+            left_s = arrived_s + request.latency_budget_ms / 1000 - now
+        return router.choose(request, standings, left_s)
+
+    def _patience(self, request: ModelRequest, member: Member, seat: Seat, choice: Choice) -> Patience | None:
+        """None where nobody else could be asked: waiting is all that is left. What only quotes steps in for a model
+        where a budget was given, and then when that is over."""
+        others = [s for s in (choice.chosen, *choice.others) if s.name != member.name]
+        if any(s.kind != router.QUOTING for s in others):
+            return member.patience(self._clock(), seat.standing.predicted, request)
+        if others and request.latency_budget_ms is not None:
+            return Patience(request.latency_budget_ms / 1000, of_budget=True)
+        return None
 
     def _decision(
         self,
         request: ModelRequest,
-        plan: Plan,
-        attempt: Attempt,
+        choice: Choice,
         members: Mapping[str, Member],
         failed: Mapping[str, Candidate],
-        started: float,
+        started: float | None,
+        seat: Seat | None,
     ) -> Decision:
-        after = [a.name for a in plan.attempts if a.name not in failed and a != attempt]
-        reason = attempt.reason
-        if request.withheld and not members[attempt.name].backend.local:
+        served, reason = choice.chosen, choice.reason
+        if seat is not None and seat.left:
+            served = seat.standing
+            reason = router.priced(served, seat.left)
+        local = members[served.name].backend.local  # it may have been found out only now
+        if request.withheld and not local:
             reason += f"; private texts withheld: {request.withheld}"
+        others = (choice.chosen, *choice.others)
         return Decision(
             tier=request.tier,
-            chosen=attempt.name,
+            chosen=served.name,
             reason=reason,
             candidates=(
                 *failed.values(),
-                members[attempt.name].candidate(None),
-                *(members[name].candidate("not needed") for name in after),
-                *plan.rejected,
+                msgspec.structs.replace(served.candidate(None), local=local),
+                *(s.candidate("not needed") for s in others if s.name != served.name),
+                *(c for c in choice.rejected if c.backend not in failed),
             ),
-            took_s=self._clock() - started,
+            took_s=None if started is None else self._clock() - started,
         )
+
+    def _keep(self) -> None:
+        """Now and then what was learnt is written down; at the end it is in any case."""
+        now = self._clock()
+        if self._learning is not None and now - self._saved_s >= SAVE_S:
+            self._saved_s = now
+            self._tasks.start_soon(self._save)
+
+    async def _save(self) -> None:
+        if self._learning is not None:
+            members = [*self._fixed.values(), *self._found.values()]
+            await self._learning.save([m for m in members if m.learnt.calls or m.learnt.loads])
 
 
 @asynccontextmanager
@@ -200,12 +298,14 @@ async def open_pool(
     environ: Mapping[str, str],
     extra: Mapping[str, Backend] = {},
     *,
+    database: Database | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Pool]:
     """The backends of the config and `extra` ones, which the config cannot describe; without any, what this
     machine has. Nothing is asked or imported before the first request. Raises ConfigError.
 
-    Keys are looked up in `environ` under the names that the config gives, and under no other.
+    Keys are looked up in `environ` under the names that the config gives, and under no other. What is learnt of
+    the backends is kept in `database`, if there is one.
     """
     async with AsyncExitStack() as stack:
         sections, tiers = config.models.backends, config.models.tiers
@@ -224,11 +324,20 @@ async def open_pool(
             backends[EXTRACTIVE] = extra.get(EXTRACTIVE) or await _backend(
                 EXTRACTIVE, quoting, environ, stack
             )
-        members = {name: Member(name, backend, _ranks(name, tiers)) for name, backend in backends.items()}
-        pool = Pool(members, Discovery(environ, clock) if bare else None, clock)
+        learning = None if database is None else await open_learning(database)
+        members = {
+            name: Member(
+                name, backend, _ranks(name, tiers), learning.of(name, backend.model) if learning else None
+            )
+            for name, backend in backends.items()
+        }
+        discovery = Discovery(environ, clock) if bare else None
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        pool = Pool(members, discovery, clock, tasks, learning)
         try:
             yield pool
         finally:
+            tasks.cancel_scope.cancel()
             await pool.aclose()
 
 

@@ -107,4 +107,13 @@ CREATE INDEX memories_speaker ON memories (user_id, speaker) WHERE speaker IS NO
 CREATE INDEX memories_session_speaker ON memories (user_id, session_id, speaker) WHERE speaker IS NOT NULL;
 """
 
-SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _SPEAKERS)
+_LEARNT = """
+CREATE TABLE learnt (
+    backend TEXT NOT NULL,
+    model   TEXT NOT NULL,
+    learnt  TEXT NOT NULL,
+    PRIMARY KEY (backend, model)
+);
+"""
+
+SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _SPEAKERS, _LEARNT)

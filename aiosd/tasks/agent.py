@@ -14,7 +14,7 @@ from aiosd.child import ChildDied
 from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits, NotFound
 from aiosd.events import Broker
 from aiosd.memory.memory import Memories, scope_of
-from aiosd.models.backend import Reply, TextDelta, ThinkingDelta
+from aiosd.models.backend import Reply, TextDelta, ThinkingDelta, Wait
 from aiosd.models.pool import Pool
 from aiosd.protocol import SessionRun
 from aiosd.records import (
@@ -217,8 +217,8 @@ class Agent:
                 hands.broker.publish(self._new(ThinkingEvent, offset=thinking, text=delta.text))
                 thinking += len(delta.text)
 
-        async def on_wait(why: str) -> None:
-            await self._record(self._new(ProgressEvent, stage="queued", detail=why))
+        async def on_wait(wait: Wait) -> None:
+            await self._record(self._new(ProgressEvent, **msgspec.structs.asdict(wait)))
 
         async def reserve(usd: float) -> None:
             await hands.budget.hold(self._session, self._task.task_id, params.max_usd, usd)

@@ -74,6 +74,8 @@ def request(
         schema=params.schema,
         privacy=stays,
         backend=params.backend,
+        session_id=session.session_id,
+        priority=session.priority,
         passages=(*_remembered(memories), *_given(params)),
     )
 

@@ -29,8 +29,8 @@ class OllamaDouble(HttpDouble):
         super().__init__(script)
         self.models = models if models is not None else {"small": Held()}
         self.tags_say_capabilities = True
-        self.loaded: set[str] = set()
-        """The models in its memory, with their tags."""
+        self.loaded: set[str] | None = None
+        """The models in its memory, with their tags; None is all of them."""
 
     def other(self, seen: Seen) -> tuple[int, Any]:
         if seen.path == "/api/tags":
@@ -47,7 +47,9 @@ class OllamaDouble(HttpDouble):
             }
             return 200, show | ({"remote_host": held.remote_host} if held.remote_host else {})
         if seen.path == "/api/ps":
-            return 200, {"models": [{"name": name, "size": 1000} for name in sorted(self.loaded)]}
+            every = {name if ":" in name else f"{name}:latest" for name in self.models}
+            loaded = every if self.loaded is None else self.loaded
+            return 200, {"models": [{"name": name, "size": 1000} for name in sorted(loaded)]}
         if seen.path == "/api/embed":
             held = self.models.get(seen.body["model"], Held(capabilities=()))
             if "embedding" not in held.capabilities:

@@ -119,6 +119,7 @@ class Scripted:
         self.price_in = 0.0
         self.price_out = 0.0
         self.words = words
+        self.usage = Tokens()
         self.asked: list[ModelRequest] = []
         self.closed = 0
         self.at_work = 0
@@ -135,7 +136,7 @@ class Scripted:
         try:
             async for word in self.speak():
                 yield TextDelta(word)
-            yield Done(stop_reason="end_turn", usage=Tokens())
+            yield Done(stop_reason="end_turn", usage=self.usage)
         finally:
             self.at_work -= 1
 
