@@ -78,7 +78,13 @@ def setting(tmp_path: Path, model: OllamaDouble) -> tuple[Daemon, Path, Gate]:
     (home / "tools").mkdir(parents=True)
     (home / "tools" / "notes.py").write_text(TOOLS)
     config = f'[models.backends.small]\nkind = "ollama"\nmodel = "small"\nurl = "{model.url}"\n'
-    return Daemon(home, config), tmp_path / "effects", Gate(tmp_path / "gate")
+    work = workspace(tmp_path)  # all of it where the tools may write
+    work.mkdir()
+    return Daemon(home, config), work / "effects", Gate(work / "gate")
+
+
+def workspace(tmp_path: Path) -> Path:
+    return tmp_path / "work"
 
 
 def calling(name: str, path: Path, gate: Gate) -> Script:
@@ -94,7 +100,7 @@ async def test_a_call_that_was_cut_short_waits_for_its_user_and_is_never_repeate
 
         def work() -> r.TaskResult:
             with daemon:
-                session = daemon.session()
+                session = daemon.session(workspace=str(workspace(tmp_path)), write=True)
                 number = daemon.start_task(session, "Note x").number
                 gate.reached()
                 daemon.kill()
@@ -128,7 +134,9 @@ async def test_the_user_may_have_it_run_again_or_left(tmp_path: Path, action: st
 
         def work() -> None:
             with daemon:
-                task = daemon.start_task(daemon.session(), "Note x")
+                task = daemon.start_task(
+                    daemon.session(workspace=str(workspace(tmp_path)), write=True), "Note x"
+                )
                 gate.reached()
                 daemon.kill()
                 gate.open()
@@ -151,7 +159,9 @@ async def test_a_call_that_changes_nothing_is_made_again_by_itself(tmp_path: Pat
 
         def work() -> r.TaskResult:
             with daemon:
-                task = daemon.start_task(daemon.session(), "Look at x")
+                task = daemon.start_task(
+                    daemon.session(workspace=str(workspace(tmp_path)), write=True), "Look at x"
+                )
                 gate.reached()
                 daemon.kill()
                 gate.open()
@@ -171,7 +181,9 @@ async def test_a_task_that_waits_for_its_user_can_be_cancelled(tmp_path: Path) -
 
         def work() -> r.Task:
             with daemon:
-                task = daemon.start_task(daemon.session(), "Note x")
+                task = daemon.start_task(
+                    daemon.session(workspace=str(workspace(tmp_path)), write=True), "Note x"
+                )
                 gate.reached()
                 daemon.kill()
                 gate.open()
@@ -199,7 +211,7 @@ async def kills(tmp_path: Path, times: int) -> None:
 
         def work() -> tuple[list[r.Task], list[list[int]]]:
             with daemon:
-                session = daemon.session()
+                session = daemon.session(workspace=str(workspace(tmp_path)), write=True)
                 started: list[r.Task] = []
                 for n in range(times):
                     started.append(daemon.start_task(session, f"n{n}"))
