@@ -84,7 +84,7 @@ async def test_a_reply_comes_in_pieces_and_says_what_the_load_took(tiny: Path) -
         assert await backend.resident()
         second = await deltas(backend, user("hi"))
     done = done_of(first)
-    assert done.stop_reason == "end_turn"
+    assert done.stop_reason in ("end_turn", "max_tokens")  # it writes noise, and ends by chance
     assert done.usage.output_tokens >= len(first) - 1 > 0
     assert done.load_s is not None
     assert done.load_s > 0.0
