@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,10 @@ import pytest
 
 from tests.aiosctl_double import Ctl, Double
 from tests.daemon import Daemon
+
+# Where the suite is started in the background SIGINT is ignored, and every child would inherit that. A signal with a
+# handler is the default again in a child, so that a Ctrl-C which a test sends arrives.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

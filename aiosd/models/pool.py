@@ -332,6 +332,7 @@ async def open_pool(
             for name, backend in backends.items()
         }
         discovery = Discovery(environ, clock) if bare else None
+        # Entered last, so that loads end before what they load.
         tasks = await stack.enter_async_context(anyio.create_task_group())
         pool = Pool(members, discovery, clock, tasks, learning)
         try:
