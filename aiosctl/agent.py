@@ -8,7 +8,7 @@ import typer
 
 from aiosctl import render
 from aiosctl.verb import Verb, answer, connect, noun
-from aiosd.protocol import AgentList, Agents
+from aiosd.protocol.tools import AgentList, Agents
 
 app = noun("Agents: named ways of working, from the config.")
 

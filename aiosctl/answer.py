@@ -11,7 +11,7 @@ import msgspec
 from aiosctl import render
 from aiosctl.client import typed
 from aiosd.errors import ConfigError
-from aiosd.protocol import TASK_EVENT
+from aiosd.protocol.tasks import TASK_EVENT
 from aiosd.records import (
     AnyEvent,
     Decision,

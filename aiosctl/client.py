@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from aiosd import errors, framing
-from aiosd.protocol import Params
+from aiosd.protocol.base import Params
 
 CALL_S = 60.0
 """Seconds for a call that works on nothing but the daemon's own state. Runs and tools are given none: they

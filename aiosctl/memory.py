@@ -12,7 +12,7 @@ from aiosctl.client import Client
 from aiosctl.verb import Verb, answer, connect, noun
 from aiosd.errors import InvalidParams
 from aiosd.paths import user_name
-from aiosd.protocol import (
+from aiosd.protocol.memory import (
     Forgotten,
     Memories,
     MemoryForget,
@@ -22,9 +22,8 @@ from aiosd.protocol import (
     MemoryRemember,
     Recalled,
     Remembered,
-    SessionCreate,
-    SessionList,
 )
+from aiosd.protocol.sessions import SessionCreate, SessionList
 
 app = noun("Memory: what is known about your work, across sessions.")
 

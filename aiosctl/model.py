@@ -13,7 +13,7 @@ from aiosctl.answer import ABSTAINED, next_step
 from aiosctl.client import typed
 from aiosctl.run import read_schema, seconds
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
-from aiosd.protocol import MODEL_TEXT, Backends, ModelInfer, ModelList, ModelRoute
+from aiosd.protocol.models import MODEL_TEXT, Backends, ModelInfer, ModelList, ModelRoute
 from aiosd.records import BackendInfo, Candidate, Decision, Message, Privacy, Reply, Tier
 
 app = noun("Models: the backends that answer.")

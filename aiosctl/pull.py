@@ -17,7 +17,7 @@ from aiosctl.servers import look
 from aiosctl.verb import connect, globals_of
 from aiosd import addresses
 from aiosd.errors import AiosError, InvalidParams, NoModelFits, NotFound
-from aiosd.protocol import ModelList
+from aiosd.protocol.models import ModelList
 
 READ_S = 300.0
 """Between two lines of progress: checking a large file says nothing for minutes."""

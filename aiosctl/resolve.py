@@ -7,7 +7,9 @@ from uuid import UUID
 
 from aiosctl.client import Client
 from aiosd import errors
-from aiosd.protocol import MemoryList, SessionList, TaskList
+from aiosd.protocol.memory import MemoryList
+from aiosd.protocol.sessions import SessionList
+from aiosd.protocol.tasks import TaskList
 from aiosd.records import Memory, Session, SessionState, Task
 
 LAST = "@last"

@@ -14,7 +14,8 @@ from aiosctl.answer import Watch
 from aiosctl.client import Client, typed
 from aiosctl.verb import connect, globals_of
 from aiosd.errors import AiosError, Cancelled, InvalidParams, NoDaemon, NotFound
-from aiosd.protocol import SessionCreate, SessionRun, TaskCancel
+from aiosd.protocol.sessions import SessionCreate, SessionRun
+from aiosd.protocol.tasks import TaskCancel
 from aiosd.records import Task, Tier
 
 CANCEL_S = 5.0

@@ -10,7 +10,14 @@ import typer
 
 from aiosctl import render, resolve
 from aiosctl.verb import Verb, answer, connect, noun
-from aiosd.protocol import SessionClose, SessionCreate, SessionDelete, SessionGet, SessionList, Sessions
+from aiosd.protocol.sessions import (
+    SessionClose,
+    SessionCreate,
+    SessionDelete,
+    SessionGet,
+    SessionList,
+    Sessions,
+)
 from aiosd.records import Priority, Session, SessionState
 
 app = noun("Sessions: conversations with their own rights and memory.")

@@ -19,7 +19,7 @@ from aiosctl.servers import DAY_USD, SUGGESTED, Found, Model, Service, look
 from aiosctl.verb import connect, globals_of
 from aiosd.errors import AiosError, InvalidParams, InvalidState, NoDaemon, NoModelFits
 from aiosd.paths import paths
-from aiosd.protocol import SystemInfo, SystemPing, SystemShutdown
+from aiosd.protocol.system import SystemInfo, SystemPing, SystemShutdown
 
 STOP_S = 15.0
 """For a daemon to end once it was told to."""

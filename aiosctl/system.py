@@ -6,7 +6,7 @@ import typer
 
 from aiosctl import render
 from aiosctl.verb import answer, connect
-from aiosd.protocol import Info, Pong, SystemInfo, SystemPing
+from aiosd.protocol.system import Info, Pong, SystemInfo, SystemPing
 
 PING_S = 5.0
 

@@ -14,7 +14,7 @@ from aiosctl.client import Client
 from aiosctl.run import GRACE_S, Deadline
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.errors import InvalidState, from_wire
-from aiosd.protocol import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, Tasks, TaskWait
+from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, Tasks, TaskWait
 from aiosd.records import AnyEvent, Task, TaskState, ToolCallEvent, ToolResultEvent
 
 app = noun("Tasks: what was run, what runs, and what came of it.")

@@ -13,7 +13,9 @@ from aiosctl import render, resolve, session
 from aiosctl.client import Client, typed
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.errors import AiosError, InvalidParams, ToolFailed
-from aiosd.protocol import SessionClose, SessionCreate, SystemInfo, ToolCall, ToolGet, ToolList, Tools
+from aiosd.protocol.sessions import SessionClose, SessionCreate
+from aiosd.protocol.system import SystemInfo
+from aiosd.protocol.tools import ToolCall, ToolGet, ToolList, Tools
 from aiosd.records import ToolResult
 
 app = noun("Tools: what models may call.")

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from aiosctl import render
 from aiosctl.client import CALL_S, Client, decode
-from aiosd.protocol import Params
+from aiosd.protocol.base import Params
 
 R = TypeVar("R")
 

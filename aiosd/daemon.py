@@ -16,12 +16,13 @@ from pathlib import Path
 import anyio
 from anyio.abc import SocketListener
 
-from aiosd import methods
 from aiosd.config import Config
 from aiosd.errors import AiosError, ConfigError
 from aiosd.events import Broker
 from aiosd.memory import weights
 from aiosd.memory.memory import open_memory
+from aiosd.methods.services import Services
+from aiosd.methods.table import table
 from aiosd.models.pool import open_pool
 from aiosd.paths import Paths
 from aiosd.records import Session
@@ -81,7 +82,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 tiers={name: agent.tier for name, agent in config.agents.items()},
             )
             async with open_runner(hands) as runner:
-                services = methods.Services(
+                services = Services(
                     config=config,
                     paths=paths,
                     socket=str(socket_path),
@@ -95,7 +96,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                     started=started,
                 )
                 recovered = await runner.recover()
-                server = Server(methods.table(services))
+                server = Server(table(services))
                 listener = await SocketListener.from_socket(listening)
                 async with anyio.create_task_group() as connections:
                     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -14,7 +14,10 @@ from typing import Any
 import msgspec
 
 from aiosd.errors import BY_CODE
-from aiosd.protocol import MODEL_TEXT, TASK_EVENT, Params, SessionRun
+from aiosd.protocol.base import Params
+from aiosd.protocol.models import MODEL_TEXT
+from aiosd.protocol.sessions import SessionRun
+from aiosd.protocol.tasks import TASK_EVENT
 from aiosd.records import AnyEvent, Task
 
 VERSION = version("aiosd")

@@ -17,8 +17,9 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from aiosctl.client import Client
-from aiosd import protocol as p
 from aiosd import records as r
+from aiosd.protocol.base import Params
+from aiosd.protocol.sessions import SessionCreate, SessionRun
 
 R = TypeVar("R")
 
@@ -104,20 +105,20 @@ class Daemon:
         self.process = None
         return status
 
-    def call(self, params: p.Params[R]) -> R:
+    def call(self, params: Params[R]) -> R:
         with Client(self.socket) as client:
             return client.call(params)
 
     def session(self, **fields: Any) -> r.Session:
-        return self.call(p.SessionCreate(**fields))
+        return self.call(SessionCreate(**fields))
 
     def run(self, session: r.Session, task: str, **fields: Any) -> r.TaskResult:
-        return self.call(p.SessionRun(session_id=session.session_id, task=task, **fields))
+        return self.call(SessionRun(session_id=session.session_id, task=task, **fields))
 
     def start_task(self, session: r.Session, task: str, **fields: Any) -> r.Task:
         """Runs it detached: the row is on the disk, nothing more is known."""
         with Client(self.socket) as client:
-            params = p.SessionRun(session_id=session.session_id, task=task, detach=True, **fields)
+            params = SessionRun(session_id=session.session_id, task=task, detach=True, **fields)
             return msgspec.json.decode(client.ask(params), type=r.Task)
 
     def ctl(

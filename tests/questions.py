@@ -51,7 +51,7 @@ class Doc(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ki
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="file"):
-    """A file of this project, given by its path from the top. It may be edited, its answers have to stay."""
+    """A file of this project, given by its path from the top; it is not edited, since a rate is of just these texts."""
 
     path: str
 

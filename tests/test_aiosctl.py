@@ -21,7 +21,7 @@ from aiosctl import main, tool
 from aiosctl.client import Client
 from aiosctl.run import seconds, title
 from aiosd import errors
-from aiosd.protocol import SystemPing
+from aiosd.protocol.system import SystemPing
 from tests.aiosctl_double import (
     AIOSCTL,
     WAIT_S,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aiosctl.client import Client
-from aiosd.protocol import SystemPing, SystemShutdown
+from aiosd.protocol.system import SystemPing, SystemShutdown
 from tests.daemon import PATIENCE_S, Daemon
 
 

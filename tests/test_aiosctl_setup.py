@@ -15,7 +15,7 @@ import pytest
 from aiosctl import setup
 from aiosctl.servers import Found, Model
 from aiosd import config
-from aiosd import protocol as p
+from aiosd.protocol.models import ModelList
 from tests.aiosctl_double import Ctl, Double
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
@@ -164,7 +164,7 @@ async def test_with_yes_the_config_is_written_and_the_daemon_uses_it(home: Daemo
                 assert "stopped aiosd" in done.stderr
                 assert home.ended() == 0
             with home:
-                names = [b.name for b in home.call(p.ModelList()).backends]
+                names = [b.name for b in home.call(ModelList()).backends]
                 assert sorted(names) == ["extractive", "m", "small"]
                 return home.ctl("model", "infer", "hi")
 

@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from aiosd import framing
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import InvalidState
+from aiosd.protocol.memory import MemoryList, MemoryRemember
+from aiosd.protocol.sessions import SessionClose
+from aiosd.protocol.system import SystemPing, SystemShutdown
+from aiosd.protocol.tasks import TaskCancel, TaskGet, TaskList, TaskWait
+from aiosd.protocol.tools import ToolCall
 from tests.daemon import PATIENCE_S, Daemon, Silent
 
 
@@ -36,7 +40,7 @@ def test_a_second_daemon_says_who_has_the_data_and_exits_1(daemon: Daemon) -> No
     done = second(daemon)
     assert (done.returncode, done.stdout) == (1, b"")
     assert f"process {daemon.process.pid}" in json.loads(done.stderr)["message"]
-    assert daemon.call(p.SystemPing()).pid == daemon.process.pid
+    assert daemon.call(SystemPing()).pid == daemon.process.pid
 
 
 def test_a_second_daemon_with_other_data_does_not_take_the_socket(daemon: Daemon, tmp_path: Path) -> None:
@@ -45,21 +49,21 @@ def test_a_second_daemon_with_other_data_does_not_take_the_socket(daemon: Daemon
     done = second(daemon, **other)
     assert done.returncode == 1
     assert "answers on" in json.loads(done.stderr.splitlines()[-1])["message"]
-    assert daemon.call(p.SystemPing()).pid == daemon.process.pid
+    assert daemon.call(SystemPing()).pid == daemon.process.pid
 
 
 def test_a_stale_socket_is_replaced(daemon: Daemon) -> None:
     daemon.kill()
     assert daemon.socket.exists()
     daemon.start()
-    assert daemon.call(p.SystemPing()).pong
+    assert daemon.call(SystemPing()).pong
 
 
 def test_a_lock_left_by_a_kill_stops_nobody(daemon: Daemon) -> None:
     for _ in range(3):
         daemon.kill()
         daemon.start()
-    assert daemon.call(p.SystemPing()).pong
+    assert daemon.call(SystemPing()).pong
 
 
 def test_sigterm_ends_it_with_0_and_takes_the_socket_away(daemon: Daemon) -> None:
@@ -68,7 +72,7 @@ def test_sigterm_ends_it_with_0_and_takes_the_socket_away(daemon: Daemon) -> Non
 
 
 def test_shutdown_answers_and_then_ends(daemon: Daemon) -> None:
-    daemon.call(p.SystemShutdown())
+    daemon.call(SystemShutdown())
     assert daemon.ended() == 0
 
 
@@ -79,7 +83,7 @@ def test_a_task_that_runs_at_sigterm_is_taken_up_by_the_next_daemon(tmp_path: Pa
         assert daemon.stop() == 0
         (tmp_path / "home" / "config.toml").unlink()
         daemon.start()
-        assert daemon.call(p.TaskWait(task_id=task.task_id)).state == "completed"
+        assert daemon.call(TaskWait(task_id=task.task_id)).state == "completed"
 
 
 def test_an_idle_connection_does_not_hold_up_the_end(daemon: Daemon) -> None:
@@ -140,13 +144,13 @@ def test_cancel_ends_a_task_and_its_waiters_with_what_there_was(tmp_path: Path) 
     with Silent() as slow, Daemon(tmp_path / "home", slow.config()) as daemon:
         task = daemon.start_task(daemon.session(), "Think")
         assert slow.asked.wait(PATIENCE_S)
-        assert daemon.call(p.TaskCancel(task_id=task.task_id)).state == "cancelled"
+        assert daemon.call(TaskCancel(task_id=task.task_id)).state == "cancelled"
         waited = daemon.raw(framing.request(1, "task.wait", {"task_id": task.task_id}))
         error = json.loads(waited)["error"]
         assert error["code"] == -32800
         assert error["data"]["result"]["state"] == "cancelled"
         with pytest.raises(InvalidState, match="cancelled already"):
-            daemon.call(p.TaskCancel(task_id=task.task_id))
+            daemon.call(TaskCancel(task_id=task.task_id))
 
 
 def test_closing_a_session_ends_its_tasks_and_refuses_more(tmp_path: Path) -> None:
@@ -154,8 +158,8 @@ def test_closing_a_session_ends_its_tasks_and_refuses_more(tmp_path: Path) -> No
         session = daemon.session()
         task = daemon.start_task(session, "Think")
         assert slow.asked.wait(PATIENCE_S)
-        assert daemon.call(p.SessionClose(session_id=session.session_id)).state == "closed"
-        assert daemon.call(p.TaskGet(task_id=task.task_id)).state == "cancelled"
+        assert daemon.call(SessionClose(session_id=session.session_id)).state == "closed"
+        assert daemon.call(TaskGet(task_id=task.task_id)).state == "cancelled"
         with pytest.raises(InvalidState, match="closed"):
             daemon.run(session, "more")
 
@@ -165,7 +169,7 @@ def test_a_deadline_fails_the_task_with_124s_code(tmp_path: Path) -> None:
         session = daemon.session()
         done = daemon.ctl("run", "-q", "-s", session.session_id, "--deadline", "1s", "Think")
         assert (done.returncode, done.stdout) == (124, "")
-        (task,) = daemon.call(p.TaskList()).tasks
+        (task,) = daemon.call(TaskList()).tasks
         assert task.state == "failed"
 
 
@@ -189,8 +193,8 @@ def test_a_socket_that_is_handed_over_is_served_and_left_in_place(tmp_path: Path
             stderr=subprocess.DEVNULL,
         )
         try:
-            assert daemon.call(p.SystemPing()).pid == process.pid
-            daemon.call(p.SystemShutdown())
+            assert daemon.call(SystemPing()).pid == process.pid
+            daemon.call(SystemShutdown())
             assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
@@ -200,7 +204,7 @@ def test_a_socket_that_is_handed_over_is_served_and_left_in_place(tmp_path: Path
 
 def test_the_daemons_children_end_with_it(daemon: Daemon) -> None:
     session = daemon.session()
-    daemon.call(p.ToolCall(session_id=session.session_id, name="calculator", arguments={"expression": "1+1"}))
+    daemon.call(ToolCall(session_id=session.session_id, name="calculator", arguments={"expression": "1+1"}))
     assert daemon.process is not None
     children = [os.pidfd_open(pid) for pid in _descendants(daemon.process.pid)]
     assert children
@@ -220,7 +224,7 @@ def test_an_idempotency_key_gives_the_same_task_twice(daemon: Daemon) -> None:
     one = daemon.start_task(session, "What is 1 + 1?", idempotency_key="k")
     two = daemon.start_task(session, "What is 1 + 1?", idempotency_key="k")
     assert one.task_id == two.task_id
-    assert len(daemon.call(p.TaskList()).tasks) == 1
+    assert len(daemon.call(TaskList()).tasks) == 1
 
 
 def test_a_signal_while_tasks_run_leaves_no_task_without_a_state(daemon: Daemon) -> None:
@@ -228,7 +232,7 @@ def test_a_signal_while_tasks_run_leaves_no_task_without_a_state(daemon: Daemon)
     tasks = [daemon.start_task(session, f"What is {i} + 1?") for i in range(20)]
     assert daemon.stop() == 0
     daemon.start()
-    results = [daemon.call(p.TaskWait(task_id=t.task_id)) for t in tasks]
+    results = [daemon.call(TaskWait(task_id=t.task_id)) for t in tasks]
     assert [result.result for result in results] == [str(i + 1) for i in range(20)]
     assert isinstance(results[0], r.TaskResult)
 
@@ -247,14 +251,14 @@ def test_cron_finds_the_daemon_of_the_login_by_its_data(tmp_path: Path) -> None:
 
 def test_a_task_goes_on_without_memories_when_their_worker_cannot_run(daemon: Daemon) -> None:
     session = daemon.session()
-    daemon.call(p.MemoryRemember(session_id=session.session_id, content="The gate code is 4711"))
+    daemon.call(MemoryRemember(session_id=session.session_id, content="The gate code is 4711"))
     # What the worker needs to start is gone: its index's folder is a file.
     daemon.kill()
     shutil.rmtree(daemon.home / "data" / "index")
     (daemon.home / "data" / "index").write_text("in the way")
     daemon.start()
     assert daemon.run(session, "What is 1 + 1?").result == "2"
-    assert [m.content for m in daemon.call(p.MemoryList(session_id=session.session_id)).memories][-1] == (
+    assert [m.content for m in daemon.call(MemoryList(session_id=session.session_id)).memories][-1] == (
         "The gate code is 4711"
     )
 

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from aiosd import framing
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import (
     InvalidParams,
@@ -19,6 +18,10 @@ from aiosd.errors import (
     PermissionDenied,
     RateLimited,
 )
+from aiosd.protocol.memory import MemoryContext, MemoryList, MemoryRecall, MemoryRemember
+from aiosd.protocol.sessions import SessionDelete, SessionRun
+from aiosd.protocol.tasks import TaskGet, TaskList, TaskWait
+from aiosd.protocol.tools import ToolCall, ToolGet
 from tests.daemon import Daemon, Refusing, Silent
 
 USER_TOOLS = '''
@@ -45,18 +48,18 @@ def tools(tmp_path: Path) -> Path:
 
 
 def test_1_a_decorated_tool_with_permissions_registers(tools: Path, daemon: Daemon) -> None:
-    assert daemon.call(p.ToolGet(name="deploy")).permissions == ("deploy",)
+    assert daemon.call(ToolGet(name="deploy")).permissions == ("deploy",)
 
 
 def test_2_a_tools_schema_has_its_parameters(tools: Path, daemon: Daemon) -> None:
-    schema = daemon.call(p.ToolGet(name="deploy")).input_schema
+    schema = daemon.call(ToolGet(name="deploy")).input_schema
     assert schema["properties"]["service"] == {"type": "string", "description": "Its name."}
     assert schema["required"] == ["service"]
 
 
 def test_3_a_rate_limit_of_one_lets_one_call_through(tools: Path, daemon: Daemon) -> None:
     session = daemon.session(permissions=("deploy",))
-    call = p.ToolCall(session_id=session.session_id, name="deploy", arguments={"service": "a"})
+    call = ToolCall(session_id=session.session_id, name="deploy", arguments={"service": "a"})
     assert daemon.call(call).content[0].text == "a x 1"
     for _ in range(49):
         with pytest.raises(RateLimited) as caught:
@@ -103,7 +106,7 @@ def test_7_the_tools_a_session_may_use_reach_the_model(daemon: Daemon) -> None:
 def test_8_a_caller_cannot_name_its_own_permissions(tools: Path, daemon: Daemon) -> None:
     session = daemon.session(permissions=("read",))
     with pytest.raises(PermissionDenied, match="deploy"):
-        daemon.call(p.ToolCall(session_id=session.session_id, name="deploy", arguments={"service": "a"}))
+        daemon.call(ToolCall(session_id=session.session_id, name="deploy", arguments={"service": "a"}))
     wider = b'{"session_id": "%s", "task": "x", "permissions": ["*"]}' % session.session_id.encode()
     answer = daemon.raw(framing.request(1, "session.run", msgspec.Raw(wider)))
     assert b'"code":-32602' in answer and b"permissions" in answer
@@ -118,7 +121,7 @@ def test_8_the_socket_is_its_owners_alone(daemon: Daemon) -> None:
 def test_9_a_session_that_never_was_is_not_found(daemon: Daemon) -> None:
     for made_up in ("00000000-0000-4000-8000-000000000000", "never-created", ""):
         with pytest.raises(NotFound):
-            daemon.call(p.SessionRun(session_id=made_up, task="hello"))
+            daemon.call(SessionRun(session_id=made_up, task="hello"))
 
 
 def test_10_a_task_of_70_kb_runs(daemon: Daemon) -> None:
@@ -131,13 +134,13 @@ def test_10_a_task_of_70_kb_runs(daemon: Daemon) -> None:
 def test_11_a_sessions_working_memory_is_bounded_and_can_be_deleted(daemon: Daemon) -> None:
     session = daemon.session()
     for i in range(30):
-        daemon.call(p.MemoryRemember(session_id=session.session_id, content=f"note {i} " + "x" * 10_000))
-    context = daemon.call(p.MemoryContext(session_id=session.session_id, last_n=5))
+        daemon.call(MemoryRemember(session_id=session.session_id, content=f"note {i} " + "x" * 10_000))
+    context = daemon.call(MemoryContext(session_id=session.session_id, last_n=5))
     assert [entry.content[:8].strip() for entry in context.entries] == [f"note {i}" for i in range(25, 30)]
-    daemon.call(p.SessionDelete(session_id=session.session_id, forget=True))
+    daemon.call(SessionDelete(session_id=session.session_id, forget=True))
     with pytest.raises(NotFound):
-        daemon.call(p.MemoryContext(session_id=session.session_id))
-    assert daemon.call(p.MemoryList(user_id=session.user_id)).memories == ()
+        daemon.call(MemoryContext(session_id=session.session_id))
+    assert daemon.call(MemoryList(user_id=session.user_id)).memories == ()
 
 
 def test_12_five_runs_a_kill_and_five_more_are_all_remembered(daemon: Daemon) -> None:
@@ -147,13 +150,13 @@ def test_12_five_runs_a_kill_and_five_more_are_all_remembered(daemon: Daemon) ->
     daemon.start()
     second = [daemon.run(session, f"Note number {i}: the code is {i * 111}") for i in range(5, 10)]
     assert len({result.task_id for result in first + second}) == 10
-    numbers = [task.number for task in daemon.call(p.TaskList(session_id=session.session_id)).tasks]
+    numbers = [task.number for task in daemon.call(TaskList(session_id=session.session_id)).tasks]
     assert numbers == sorted(set(numbers), reverse=True) and len(numbers) == 10
-    remembered = daemon.call(p.MemoryList(session_id=session.session_id)).memories
+    remembered = daemon.call(MemoryList(session_id=session.session_id)).memories
     assert [m.content.splitlines()[0] for m in remembered] == [
         f"Task: Note number {i}: the code is {i * 111}" for i in reversed(range(10))
     ]
-    context = daemon.call(p.MemoryContext(session_id=session.session_id, last_n=100))
+    context = daemon.call(MemoryContext(session_id=session.session_id, last_n=100))
     assert [e.content for e in context.entries if e.role == "user"] == [
         f"Note number {i}: the code is {i * 111}" for i in range(10)
     ]
@@ -161,10 +164,10 @@ def test_12_five_runs_a_kill_and_five_more_are_all_remembered(daemon: Daemon) ->
 
 def test_12_what_was_acknowledged_before_a_kill_is_recalled_after_it(daemon: Daemon) -> None:
     session = daemon.session()
-    daemon.call(p.MemoryRemember(session_id=session.session_id, content="The gate code is 4711"))
+    daemon.call(MemoryRemember(session_id=session.session_id, content="The gate code is 4711"))
     daemon.kill()
     daemon.start()
-    found = daemon.call(p.MemoryRecall(session_id=session.session_id, query="gate code")).memories
+    found = daemon.call(MemoryRecall(session_id=session.session_id, query="gate code")).memories
     assert [m.content for m in found] == ["The gate code is 4711"]
 
 
@@ -173,17 +176,17 @@ def test_13_forty_parallel_runs_all_complete_and_are_all_kept(daemon: Daemon) ->
     with ThreadPoolExecutor(40) as pool:
         results = list(pool.map(lambda i: daemon.run(session, f"Run number {i}"), range(40)))
     assert [result.state for result in results] == ["completed"] * 40
-    kept = daemon.call(p.MemoryList(session_id=session.session_id)).memories
+    kept = daemon.call(MemoryList(session_id=session.session_id)).memories
     assert len({m.memory_id for m in kept}) == 40
 
 
 def test_14_recall_is_always_somebodys(daemon: Daemon) -> None:
     mine, theirs = daemon.session(user_id="ann"), daemon.session(user_id="bob")
-    daemon.call(p.MemoryRemember(session_id=mine.session_id, content="Ann's badge number is 17"))
-    daemon.call(p.MemoryRemember(session_id=theirs.session_id, content="Bob's badge number is 18"))
+    daemon.call(MemoryRemember(session_id=mine.session_id, content="Ann's badge number is 17"))
+    daemon.call(MemoryRemember(session_id=theirs.session_id, content="Bob's badge number is 18"))
     with pytest.raises(InvalidParams, match="exactly one"):
-        daemon.call(p.MemoryRecall(query="badge number"))
-    found = daemon.call(p.MemoryRecall(session_id=theirs.session_id, query="badge number")).memories
+        daemon.call(MemoryRecall(query="badge number"))
+    found = daemon.call(MemoryRecall(session_id=theirs.session_id, query="badge number")).memories
     assert [m.content for m in found] == ["Bob's badge number is 18"]
 
 
@@ -195,6 +198,6 @@ def test_15_a_task_is_on_the_disk_before_any_model_answers(tmp_path: Path) -> No
         daemon.kill()
         (tmp_path / "home" / "config.toml").unlink()
         daemon.start()
-        after = daemon.call(p.TaskGet(task_id=task.task_id))
+        after = daemon.call(TaskGet(task_id=task.task_id))
         assert (after.task, after.number) == ("Think", task.number)
-        assert daemon.call(p.TaskWait(task_id=task.task_id)).state == "completed"
+        assert daemon.call(TaskWait(task_id=task.task_id)).state == "completed"

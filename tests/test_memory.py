@@ -13,7 +13,7 @@ import pytest
 
 from aiosd.errors import InvalidParams, NotFound
 from aiosd.memory.memory import MAX_CONTENT, MAX_QUERY, Memories, open_memory, scope_of
-from aiosd.protocol import NewMemory
+from aiosd.protocol.memory import NewMemory
 from aiosd.records import Privacy, Session
 from aiosd.state import memories as table
 from aiosd.state import sessions

@@ -17,7 +17,8 @@ from aiosd.daemon import weights_of
 from aiosd.errors import ConfigError
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.memory.weights import INSTALL, MODEL, SHA256, find
-from aiosd.protocol import MemoryRemember, NewMemory, SystemInfo
+from aiosd.protocol.memory import MemoryRemember, NewMemory
+from aiosd.protocol.system import SystemInfo
 from aiosd.records import Session
 from tests.daemon import Daemon
 from tests.test_memory import contents, opened, session

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from aiosd.child import ChildDied
 from aiosd.memory.memory import Memories, scope_of
-from aiosd.protocol import NewMemory
+from aiosd.protocol.memory import NewMemory
 from aiosd.records import Session
 from aiosd.state import memories as table
 from tests.test_memory import contents, opened, session

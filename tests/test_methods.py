@@ -10,9 +10,12 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from aiosd import framing
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import InvalidParams, NotFound
+from aiosd.protocol.base import Params
+from aiosd.protocol.memory import MemoryContext, MemoryForget, MemoryList, MemoryRecall, MemoryRemember
+from aiosd.protocol.system import RpcDiscover
+from aiosd.protocol.tools import AgentList
 from tests.daemon import Daemon
 
 
@@ -22,13 +25,13 @@ def answer(daemon: Daemon, method: str, params: object) -> Any:
 
 @pytest.fixture
 def document(daemon: Daemon) -> dict[str, Any]:
-    found: dict[str, Any] = daemon.call(p.RpcDiscover())
+    found: dict[str, Any] = daemon.call(RpcDiscover())
     return found
 
 
 def test_discover_describes_every_method_and_its_params(daemon: Daemon, document: dict[str, Any]) -> None:
     described = {m["name"]: m for m in document["methods"]}
-    assert set(described) == {m.method for m in p.Params.__subclasses__()}
+    assert set(described) == {m.method for m in Params.__subclasses__()}
     assert all(m["summary"] for m in described.values())
     run = {param["name"]: param for param in described["session.run"]["params"]}
     assert run["session_id"]["required"] and not run["schema"]["required"]
@@ -38,7 +41,7 @@ def test_what_methods_answer_fits_what_discover_says(daemon: Daemon, document: d
     session = daemon.session(title="work", workspace=str(Path(__file__).parent))
     sid = session.session_id
     task = daemon.run(session, "What is 1 + 1?").task_id
-    memory = daemon.call(p.MemoryRemember(session_id=sid, content="The pump is blue")).memory_id
+    memory = daemon.call(MemoryRemember(session_id=sid, content="The pump is blue")).memory_id
     calls: list[tuple[str, dict[str, Any]]] = [
         ("system.ping", {}),
         ("system.info", {}),
@@ -157,7 +160,7 @@ def test_a_sessions_permissions_are_its_agents_or_the_configs(tmp_path: Path) ->
         assert daemon.session(agent="keeper").permissions == ("memory",)
         assert daemon.session(agent="keeper", permissions=("a",)).permissions == ("a",)
         assert daemon.run(daemon.session(agent="keeper"), "What is 1 + 1?").decision.tier == "fast"  # type: ignore[union-attr]
-        assert [a.name for a in daemon.call(p.AgentList()).agents] == ["keeper"]
+        assert [a.name for a in daemon.call(AgentList()).agents] == ["keeper"]
 
 
 def test_two_agents_of_one_user_are_kept_apart_where_memory_is_not_granted(daemon: Daemon) -> None:
@@ -166,10 +169,10 @@ def test_two_agents_of_one_user_are_kept_apart_where_memory_is_not_granted(daemo
         daemon.session(permissions=()),
         daemon.session(permissions=("memory",)),
     )
-    daemon.call(p.MemoryRemember(session_id=one.session_id, content="The vault opens at dawn"))
+    daemon.call(MemoryRemember(session_id=one.session_id, content="The vault opens at dawn"))
 
     def recalled(session: r.Session) -> list[str]:
-        found = daemon.call(p.MemoryRecall(session_id=session.session_id, query="when does the vault open"))
+        found = daemon.call(MemoryRecall(session_id=session.session_id, query="when does the vault open"))
         return [m.content for m in found.memories]
 
     assert recalled(one) == ["The vault opens at dawn"]
@@ -179,9 +182,9 @@ def test_two_agents_of_one_user_are_kept_apart_where_memory_is_not_granted(daemo
 
 def test_context_is_one_line_an_entry(daemon: Daemon) -> None:
     session = daemon.session()
-    daemon.call(p.MemoryRemember(session_id=session.session_id, content="two\nlines"))
+    daemon.call(MemoryRemember(session_id=session.session_id, content="two\nlines"))
     daemon.run(session, "What is 1 + 1?")
-    context = daemon.call(p.MemoryContext(session_id=session.session_id))
+    context = daemon.call(MemoryContext(session_id=session.session_id))
     lines = context.text.splitlines()
     assert [line.split("] ", 1)[1] for line in lines] == ["two lines", "What is 1 + 1?", "2"]
     assert all(
@@ -192,12 +195,12 @@ def test_context_is_one_line_an_entry(daemon: Daemon) -> None:
 
 def test_a_forgotten_memory_is_gone_from_recall_list_and_context(daemon: Daemon) -> None:
     session = daemon.session()
-    daemon.call(p.MemoryRemember(session_id=session.session_id, content="The code is 4711"))
-    assert daemon.call(p.MemoryForget(query="4711", session_id=session.session_id)).forgotten == 1
+    daemon.call(MemoryRemember(session_id=session.session_id, content="The code is 4711"))
+    assert daemon.call(MemoryForget(query="4711", session_id=session.session_id)).forgotten == 1
     sid = session.session_id
-    assert daemon.call(p.MemoryRecall(session_id=sid, query="code")).memories == ()
-    assert daemon.call(p.MemoryList(session_id=sid)).memories == ()
-    assert daemon.call(p.MemoryContext(session_id=sid)).text == ""
+    assert daemon.call(MemoryRecall(session_id=sid, query="code")).memories == ()
+    assert daemon.call(MemoryList(session_id=sid)).memories == ()
+    assert daemon.call(MemoryContext(session_id=sid)).text == ""
 
 
 def test_a_batch_runs_over_the_real_methods(daemon: Daemon) -> None:

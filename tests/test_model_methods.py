@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from aiosctl.client import Client
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import AiosError, BudgetExhausted, InvalidParams, NoModelFits, NotFound
+from aiosd.protocol.base import Params
+from aiosd.protocol.models import ModelEmbed, ModelInfer, ModelRoute
+from aiosd.protocol.sessions import SessionRun
+from aiosd.protocol.system import SystemInfo
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import Held, OllamaDouble
@@ -21,15 +24,15 @@ from tests.test_runs import aside, config
 pytestmark = pytest.mark.anyio
 
 
-def asking(text: str = "hi", **rest: Any) -> p.ModelInfer:
-    return p.ModelInfer(messages=(r.Message(role="user", content=text),), **rest)
+def asking(text: str = "hi", **rest: Any) -> ModelInfer:
+    return ModelInfer(messages=(r.Message(role="user", content=text),), **rest)
 
 
-def routing(text: str = "hi", **rest: Any) -> p.ModelRoute:
-    return p.ModelRoute(messages=(r.Message(role="user", content=text),), **rest)
+def routing(text: str = "hi", **rest: Any) -> ModelRoute:
+    return ModelRoute(messages=(r.Message(role="user", content=text),), **rest)
 
 
-def failing(daemon: Daemon, params: p.Params[Any]) -> AiosError:
+def failing(daemon: Daemon, params: Params[Any]) -> AiosError:
     with pytest.raises(AiosError) as caught:
         daemon.call(params)
     return caught.value
@@ -40,7 +43,7 @@ async def test_a_reply_without_a_session_leaves_nothing_behind(tmp_path: Path) -
 
         def work() -> tuple[r.Reply, dict[str, int]]:
             with Daemon(tmp_path / "home", config(model)) as daemon:
-                return daemon.call(asking()), daemon.call(p.SystemInfo()).counts
+                return daemon.call(asking()), daemon.call(SystemInfo()).counts
 
         reply, counts = await aside(work)
     assert (reply.text, reply.backend, reply.model, reply.generated) == (
@@ -83,7 +86,7 @@ async def test_what_a_model_is_sent_is_what_was_given(tmp_path: Path) -> None:
 
         def work() -> r.Reply:
             with Daemon(tmp_path / "home", config(model)) as daemon:
-                return daemon.call(p.ModelInfer(messages=said, tools=(tool,), max_tokens=9))
+                return daemon.call(ModelInfer(messages=said, tools=(tool,), max_tokens=9))
 
         reply = await aside(work)
         (body,) = model.chats()
@@ -128,7 +131,7 @@ async def test_what_infer_costs_counts_against_the_day(tmp_path: Path) -> None:
                 infer = failing(daemon, asking(max_tokens=100))
                 run = failing(
                     daemon,
-                    p.SessionRun(session_id=daemon.session().session_id, task="hi", max_tokens=100, tools=()),
+                    SessionRun(session_id=daemon.session().session_id, task="hi", max_tokens=100, tools=()),
                 )
             return costs, infer, run
 
@@ -167,9 +170,9 @@ async def test_vectors_come_from_the_first_local_backend_that_makes_them(tmp_pat
 
         def work() -> tuple[r.Embedded, AiosError]:
             with Daemon(tmp_path / "home", config(model, there, more)) as daemon:
-                found = daemon.call(p.ModelEmbed(texts=("a", "bcd")))
+                found = daemon.call(ModelEmbed(texts=("a", "bcd")))
                 del held["e"]
-                return found, failing(daemon, p.ModelEmbed(texts=("a",)))
+                return found, failing(daemon, ModelEmbed(texts=("a",)))
 
         found, exc = await aside(work)
         assert there.seen == []
@@ -179,7 +182,7 @@ async def test_vectors_come_from_the_first_local_backend_that_makes_them(tmp_pat
 
 
 async def test_bad_input_names_the_field_and_nothing_is_sent(tmp_path: Path) -> None:
-    bad: list[tuple[p.Params[Any], type[AiosError], str]] = [
+    bad: list[tuple[Params[Any], type[AiosError], str]] = [
         (asking(schema={"type": "nonsense"}), InvalidParams, "schema: "),
         (asking(backend="nobody"), NotFound, "no backend `nobody`; there are: `keyless`, `gone`, `here`"),
         (asking(backend="keyless"), NoModelFits, "its key $NO_SUCH_KEY (key_env) is not set"),

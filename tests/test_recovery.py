@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from aiosctl.client import Client
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import InvalidState, NotFound
+from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, TaskWait
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
@@ -106,18 +106,18 @@ async def test_a_call_that_was_cut_short_waits_for_its_user_and_is_never_repeate
                 daemon.kill()
                 gate.open()
                 daemon.start()
-                (task,) = daemon.call(p.TaskList()).tasks
+                (task,) = daemon.call(TaskList()).tasks
                 with pytest.raises(InvalidState, match="needs you") as caught:
-                    daemon.call(p.TaskWait(task_id=task.task_id))
-                assert daemon.call(p.TaskGet(task_id=task.task_id)).state == "input_required"
+                    daemon.call(TaskWait(task_id=task.task_id))
+                assert daemon.call(TaskGet(task_id=task.task_id)).state == "input_required"
                 assert "task resolve" in str(caught.value.hint)
                 with pytest.raises(NotFound):
-                    daemon.call(p.TaskResolve(task_id=task.task_id, call_id="no", action="done"))
+                    daemon.call(TaskResolve(task_id=task.task_id, call_id="no", action="done"))
                 daemon.kill()  # it goes on waiting, over any number of ends
                 daemon.start()
                 done = daemon.ctl("task", "resolve", str(number), "done")
                 assert (done.returncode, done.stdout) == (0, f"task {number} working\n"), done.stderr
-                return daemon.call(p.TaskWait(task_id=task.task_id))
+                return daemon.call(TaskWait(task_id=task.task_id))
 
         result = await aside(work)
         told = model.chats()[-1]["messages"][-1]
@@ -144,7 +144,7 @@ async def test_the_user_may_have_it_run_again_or_left(tmp_path: Path, action: st
                 if action == "retry":
                     threading.Thread(target=gate.let_one_through, daemon=True).start()
                 assert daemon.ctl("task", "resolve", "@last", action).returncode == 0
-                assert daemon.call(p.TaskWait(task_id=task.task_id)).result == "Well."
+                assert daemon.call(TaskWait(task_id=task.task_id)).result == "Well."
                 again = daemon.ctl("task", "resolve", "@last", action)
                 assert again.returncode == 1 and "asks nothing" in again.stderr
 
@@ -168,7 +168,7 @@ async def test_a_call_that_changes_nothing_is_made_again_by_itself(tmp_path: Pat
                 daemon.start()
                 gate.reached()
                 gate.open()
-                return daemon.call(p.TaskWait(task_id=task.task_id))
+                return daemon.call(TaskWait(task_id=task.task_id))
 
         assert (await aside(work)).result == "Seen."
     assert effects.read_text() == "x\nx\n"
@@ -188,7 +188,7 @@ async def test_a_task_that_waits_for_its_user_can_be_cancelled(tmp_path: Path) -
                 daemon.kill()
                 gate.open()
                 daemon.start()
-                return daemon.call(p.TaskCancel(task_id=task.task_id))
+                return daemon.call(TaskCancel(task_id=task.task_id))
 
         assert (await aside(work)).state == "cancelled"
 
@@ -221,11 +221,11 @@ async def kills(tmp_path: Path, times: int) -> None:
                     daemon.kill()
                     daemon.start()
                 for task in started:
-                    if daemon.call(p.TaskGet(task_id=task.task_id)).state == "input_required":
+                    if daemon.call(TaskGet(task_id=task.task_id)).state == "input_required":
                         daemon.ctl("task", "resolve", str(task.number), "skip")
-                    daemon.call(p.TaskWait(task_id=task.task_id))
+                    daemon.call(TaskWait(task_id=task.task_id))
                 numbers = [[e.seq for e in events(daemon, task.task_id)] for task in started]
-                return [daemon.call(p.TaskGet(task_id=t.task_id)) for t in started], numbers
+                return [daemon.call(TaskGet(task_id=t.task_id)) for t in started], numbers
 
         ended, numbers = await aside(work)
     assert [task.state for task in ended] == ["completed"] * times
@@ -237,7 +237,7 @@ def events(daemon: Daemon, task_id: str) -> list[r.Event]:
     heard: list[r.Event] = []
     with Client(daemon.socket) as client:
         client.call(
-            p.TaskAttach(task_id=task_id),
+            TaskAttach(task_id=task_id),
             on_notification=lambda _, params: heard.append(msgspec.json.decode(params, type=r.AnyEvent)),
         )
     return heard

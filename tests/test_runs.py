@@ -11,9 +11,10 @@ import anyio.to_thread
 import pytest
 
 from aiosd import framing
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import BudgetExhausted, NoModelFits
+from aiosd.protocol.memory import MemoryContext, MemoryRemember
+from aiosd.protocol.tasks import TaskCancel, TaskGet
 from aiosd.state import tasks
 from aiosd.state.database import open_database
 from aiosd.state.learnt import every
@@ -97,7 +98,7 @@ async def test_the_next_run_knows_the_session_and_other_sessions_memories(tmp_pa
         def work() -> None:
             with Daemon(tmp_path / "home", config(model)) as daemon:
                 session, other = daemon.session(), daemon.session()
-                daemon.call(p.MemoryRemember(session_id=other.session_id, content="The pump's code is K77"))
+                daemon.call(MemoryRemember(session_id=other.session_id, content="The pump's code is K77"))
                 daemon.run(session, "Good morning")
                 daemon.kill()
                 daemon.start()
@@ -121,12 +122,12 @@ async def test_a_private_session_and_its_memories_never_reach_a_remote_model(tmp
             with Daemon(tmp_path / "home", config(local, remote, tiers)) as daemon:
                 private, open_one = daemon.session(privacy="local"), daemon.session()
                 sid = private.session_id
-                daemon.call(p.MemoryRemember(session_id=sid, content="The SECRET code of the pump is K77"))
+                daemon.call(MemoryRemember(session_id=sid, content="The SECRET code of the pump is K77"))
                 with pytest.raises(NoModelFits):
                     daemon.run(private, "What is the SECRET code of the pump?")
                 daemon.run(private, "What is the code of the pump?", tier="fast")
                 result = daemon.run(open_one, "What is the code of the pump?")
-                context = daemon.call(p.MemoryContext(session_id=open_one.session_id)).entries
+                context = daemon.call(MemoryContext(session_id=open_one.session_id)).entries
                 return result, context[-1].privacy
 
         result, kept = await aside(work)
@@ -152,7 +153,7 @@ async def test_a_paid_answer_says_why_and_for_how_much_and_no_cap_is_passed(tmp_
                     daemon.run(session, "Hello", max_usd=0.0)
                 with pytest.raises(BudgetExhausted, match="day's cap"):
                     daemon.run(daemon.session(), "Write a book", max_tokens=20_000)
-                return paid, daemon.call(p.TaskGet(task_id=paid.task_id))
+                return paid, daemon.call(TaskGet(task_id=paid.task_id))
 
         paid, task = await aside(work)
         assert len(remote.chats()) == 1
@@ -225,7 +226,7 @@ async def test_cancel_closes_the_models_stream_and_keeps_what_there_was(tmp_path
                     heard = b""
                     while b"half" not in heard:
                         heard += await stream.receive()
-                cancelled = await aside(lambda: daemon.call(p.TaskCancel(task_id=task.task_id)))
+                cancelled = await aside(lambda: daemon.call(TaskCancel(task_id=task.task_id)))
                 await model.dropped.wait()
     assert cancelled.state == "cancelled"
     assert cancelled.error is not None

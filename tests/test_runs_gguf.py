@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import NoModelFits
+from aiosd.protocol.models import ModelList
 from tests.daemon import PATIENCE_S, Daemon
 
 CONFIG = """
@@ -52,7 +52,7 @@ def children(daemon: Daemon) -> list[int]:
 
 def test_a_run_calls_a_tool_and_goes_on_with_what_it_gave(home: Path) -> None:
     with Daemon(home, CONFIG) as daemon:
-        assert daemon.call(p.ModelList()).backends[0].state == "up"
+        assert daemon.call(ModelList()).backends[0].state == "up"
         assert children(daemon) == []  # nobody has asked for it yet
         result = daemon.run(daemon.session(permissions=("read",)), "How large is the field?", tools=("area",))
         (child,) = children(daemon)
@@ -104,7 +104,7 @@ def test_a_file_that_is_not_there_is_a_reason_and_no_failure_to_start(home: Path
     path = home / "models" / "tiny.gguf"
     path.unlink()
     with Daemon(home, CONFIG) as daemon:
-        listed: r.BackendInfo = daemon.call(p.ModelList()).backends[0]
+        listed: r.BackendInfo = daemon.call(ModelList()).backends[0]
         assert (listed.name, listed.state) == ("small", "down")
         assert listed.reason == f"{path}: No such file or directory"
         with pytest.raises(NoModelFits) as caught:

@@ -22,9 +22,11 @@ import msgspec
 import pytest
 
 from aiosd import framing
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import DeadlineExceeded, InvalidState, ToolFailed
+from aiosd.protocol.sessions import SessionClose
+from aiosd.protocol.system import SystemInfo, SystemPing
+from aiosd.protocol.tools import ToolCall, ToolList
 from aiosd.tools.sandbox import Plan, Tier
 from tests import attacks
 from tests.daemon import Daemon
@@ -103,7 +105,7 @@ class Place:
             yield
 
     def call(self, session: r.Session, name: str, /, **arguments: Any) -> r.ToolResult:
-        return self.daemon.call(p.ToolCall(session_id=session.session_id, name=name, arguments=arguments))
+        return self.daemon.call(ToolCall(session_id=session.session_id, name=name, arguments=arguments))
 
     def attack(self, name: str) -> str:
         """What it got; "" where it was stopped."""
@@ -129,7 +131,7 @@ def place(tiers: str | None = None, without: str = "") -> Iterator[Place]:
 def hostile(request: pytest.FixtureRequest) -> Iterator[tuple[Tier, Place]]:
     tier: Tier = request.param
     with place(tier.value) as made:
-        found = made.daemon.call(p.SystemInfo()).sandbox
+        found = made.daemon.call(SystemInfo()).sandbox
         if found != tier:
             pytest.skip(f"this machine has `{found}`, not `{tier}`")
         yield tier, made
@@ -144,7 +146,7 @@ def test_an_attack_gets_nothing_but_what_is_known_to_be_open(hostile: tuple[Tier
         pytest.skip("only root can make one")
     got = made.attack(name)
     assert bool(got) == (name in OPEN[tier]), got
-    assert made.daemon.call(p.SystemPing()).pid == made.facts["pid"]
+    assert made.daemon.call(SystemPing()).pid == made.facts["pid"]
     assert made.call(made.session, "survives").content[0].text == "still here"
 
 
@@ -208,14 +210,14 @@ def test_a_machine_that_lacks_a_wall_gets_the_next_best_and_never_none_silently(
     with tempfile.TemporaryDirectory(prefix="aiosd-", dir="/tmp") as folder:
         made = Place(Path(folder), None, without)
         with made.daemon:
-            info = made.daemon.call(p.SystemInfo())
+            info = made.daemon.call(SystemInfo())
             assert info.sandbox == tier
             session = made.daemon.session(permissions=["*"])
             if tier is not Tier.NONE:
                 assert made.call(session, "survives").content[0].text == "still here"
             else:
                 assert "no walls can be built" in str(info.problems)
-                assert "survives" not in {tool.name for tool in made.daemon.call(p.ToolList()).tools}
+                assert "survives" not in {tool.name for tool in made.daemon.call(ToolList()).tools}
                 with pytest.raises(ToolFailed, match="no walls can be built") as caught:
                     made.call(session, "clock")
                 assert "user namespaces" in str(caught.value.hint)
@@ -226,7 +228,7 @@ def test_a_closed_session_leaves_no_process(hostile: tuple[Tier, Place]) -> None
     session = made.daemon.session(permissions=["*"])
     made.call(session, "survives")
     host = Host(made.daemon.home / "state" / "workspaces" / session.session_id, made.facts["pid"])
-    made.daemon.call(p.SessionClose(session_id=session.session_id))
+    made.daemon.call(SessionClose(session_id=session.session_id))
     wait_for_end(host.pid)
 
 

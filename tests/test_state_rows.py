@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosd.errors import InvalidParams, InvalidState, NotFound
-from aiosd.protocol import SessionRun
+from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     Candidate,
     Decision,

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd import protocol as p
 from aiosd import records as r
 from aiosd.errors import BudgetExhausted
 from aiosd.events import BACKLOG, Broker
+from aiosd.protocol.sessions import SessionRun
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection, open_database
 from aiosd.tasks import context, steps
@@ -183,7 +183,7 @@ async def test_what_must_stay_is_never_in_what_may_leave(
     spoken: list[r.Turn], recalled: list[r.ScoredMemory], privacy: r.Privacy, local_replies: list[bool]
 ) -> None:
     journal: list[r.Kept] = [WORKING, event(r.ProgressEvent, stage="recalled", memories=tuple(recalled))]
-    params = p.SessionRun(session_id="s", task="the task")
+    params = SessionRun(session_id="s", task="the task")
     for local in [*local_replies, False]:
         request = context.request(session(privacy), None, params, spoken, journal, (), "balanced")
         seen_by_remote = request.messages if request.public is None else request.public
@@ -218,7 +218,7 @@ async def test_what_was_asked_before_is_no_passage_to_quote() -> None:
         )
 
     journal = [event(r.ProgressEvent, stage="recalled", memories=(remembered("task"), remembered("note")))]
-    params = p.SessionRun(session_id="s", task="t", inputs=(r.Input(name="a.txt", text="b"),))
+    params = SessionRun(session_id="s", task="t", inputs=(r.Input(name="a.txt", text="b"),))
     request = context.request(session("any"), None, params, (), journal, (), "balanced")
     assert [(s.kind, s.ref) for s in request.passages] == [("memory", "note"), ("input", "a.txt")]
     assert request.messages[-1].content == "t"
@@ -259,7 +259,7 @@ async def test_fifty_tasks_at_once_never_spend_more_than_the_days_cap(tmp_path: 
         async def spend() -> None:
             nonlocal refused
             task_id = str(uuid4())
-            params = p.SessionRun(session_id=ours.session_id, task="t")
+            params = SessionRun(session_id=ours.session_id, task="t")
             await database.write(
                 lambda c: tasks.insert(
                     c, task_id, ours.session_id, params=params, priority="normal", created_at=NOW
@@ -321,7 +321,7 @@ async def test_watching_a_task_that_nobody_works_on_ends(tmp_path: Path) -> None
     async with open_database(tmp_path / "db") as database, anyio.create_task_group() as running:
         ours = session("any")
         await database.write(lambda c: sessions.insert(c, ours, system=None))
-        params = p.SessionRun(session_id=ours.session_id, task="t")
+        params = SessionRun(session_id=ours.session_id, task="t")
 
         def leave(c: Connection) -> None:
             tasks.insert(c, TASK, ours.session_id, params=params, priority="normal", created_at=NOW)

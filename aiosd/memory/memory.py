@@ -19,7 +19,7 @@ from aiosd.errors import InvalidParams
 from aiosd.memory import ranking
 from aiosd.memory.follower import Follower, open_follower
 from aiosd.memory.points import Where
-from aiosd.protocol import NewMemory
+from aiosd.protocol.memory import NewMemory
 from aiosd.records import Memory, Privacy, ScoredMemory, Session
 from aiosd.state import memories as table
 from aiosd.state import sessions

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from aiosd.errors import InvalidState, NotFound
-from aiosd.protocol import SessionRun
+from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     ENDED,
     Kept,

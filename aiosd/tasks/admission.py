@@ -8,7 +8,7 @@ from pathlib import Path
 from aiosd.config import Config
 from aiosd.errors import InvalidParams
 from aiosd.paths import user_name
-from aiosd.protocol import SessionCreate
+from aiosd.protocol.sessions import SessionCreate
 from aiosd.records import Session
 from aiosd.tools.policy import check_permissions
 

@@ -16,7 +16,7 @@ from aiosd.events import Broker
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.models.backend import Reply, TextDelta, ThinkingDelta, Wait
 from aiosd.models.pool import Pool
-from aiosd.protocol import SessionRun
+from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     ENDED,
     CallStatus,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiosd.models.backend import Message, ModelRequest, ToolSpec
-from aiosd.protocol import SessionRun
+from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     Kept,
     MessageEvent,

@@ -11,7 +11,7 @@ import anyio
 from aiosd.errors import NoModelFits
 from aiosd.models.backend import ModelRequest, Reply, TextDelta, ThinkingDelta
 from aiosd.models.pool import Pool
-from aiosd.protocol import ModelAsked
+from aiosd.protocol.models import ModelAsked
 from aiosd.state import tasks
 from aiosd.state.database import Database
 from aiosd.tasks.budget import Budget

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from aiosd.memory.memory import Memories, scope_of
-from aiosd.protocol import NewMemory
+from aiosd.protocol.memory import NewMemory
 from aiosd.records import Session
 from aiosd.tools.kernel import KernelTool, kernel_tool
 

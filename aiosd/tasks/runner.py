@@ -21,7 +21,8 @@ from aiosd.errors import (
     Overloaded,
     from_wire,
 )
-from aiosd.protocol import SessionRun, TaskResolve
+from aiosd.protocol.sessions import SessionRun
+from aiosd.protocol.tasks import TaskResolve
 from aiosd.records import (
     ENDED,
     AnyEvent,

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from aiosctl.client import Client
-from aiosd import protocol as p
+from aiosd.protocol.system import SystemPing
 from tests.daemon import Daemon
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -44,13 +44,13 @@ def one() -> tuple[float, float, float, float]:
         began = time.perf_counter()
         with daemon:
             assert daemon.process is not None
-            daemon.call(p.SystemPing())
+            daemon.call(SystemPing())
             wall, cpu = time.perf_counter() - began, cpu_s(daemon.process.pid)
             with Client(daemon.socket) as client:
                 pings = []
                 for _ in range(2000):
                     start = time.perf_counter()
-                    client.call(p.SystemPing())
+                    client.call(SystemPing())
                     pings.append(time.perf_counter() - start)
             return cpu, wall, rss_mb(daemon.process.pid), statistics.median(pings) * 1e6
 

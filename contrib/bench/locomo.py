@@ -26,7 +26,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from aiosctl.client import Client
-from aiosd import protocol as p
+from aiosd.protocol.memory import MemoryRecall, MemoryRemember, NewMemory
+from aiosd.protocol.sessions import SessionCreate
+from aiosd.protocol.system import SystemInfo
 from contrib.bench.idle import rss_mb
 from tests.daemon import Daemon
 
@@ -51,11 +53,11 @@ class Told:
         self.recall_s: list[float] = []
         for name, conversation in conversations.items():
             for turns in _sessions(conversation["turns"]):
-                session = client.call(p.SessionCreate(user_id=user, permissions=("memory",)))
+                session = client.call(SessionCreate(user_id=user, permissions=("memory",)))
                 for start in range(0, len(turns), BATCH):
                     batch = turns[start : start + BATCH]
                     done = client.call(
-                        p.MemoryRemember(
+                        MemoryRemember(
                             session_id=session.session_id, memories=tuple(_memory(turn) for turn in batch)
                         )
                     )
@@ -64,7 +66,7 @@ class Told:
 
     def ask(self, name: str, question: dict[str, Any]) -> Row:
         started = time.perf_counter()
-        found = self.client.call(p.MemoryRecall(query=question["q"], user_id=self.user, n=NAMED)).memories
+        found = self.client.call(MemoryRecall(query=question["q"], user_id=self.user, n=NAMED)).memories
         self.recall_s.append(time.perf_counter() - started)
         wanted = {(name, turn) for turn in question["evidence"]}
         hits = [self.turn_of[memory.memory_id] in wanted for memory in found]
@@ -84,9 +86,9 @@ def _sessions(turns: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     yield from by_session.values()
 
 
-def _memory(turn: dict[str, Any]) -> p.NewMemory:
+def _memory(turn: dict[str, Any]) -> NewMemory:
     when = datetime.strptime(turn["date"], "%I:%M %p on %d %B, %Y").replace(tzinfo=UTC)
-    return p.NewMemory(content=turn["text"], speaker=turn["speaker"], created_at=when)
+    return NewMemory(content=turn["text"], speaker=turn["speaker"], created_at=when)
 
 
 def _questions(conversation: dict[str, Any]) -> list[dict[str, Any]]:
@@ -125,7 +127,7 @@ def measure(data: dict[str, Any], embedder: str) -> None:
             pid = daemon.process.pid
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             print(
-                f"embedder {client.call(p.SystemInfo()).embedder}: {len(told.turn_of) / took_s:.0f} texts/s"
+                f"embedder {client.call(SystemInfo()).embedder}: {len(told.turn_of) / took_s:.0f} texts/s"
                 f" remembered, daemon {rss_mb(pid):.0f} MB, worker {sum(rss_mb(int(c)) for c in children):.0f} MB"
             )
 

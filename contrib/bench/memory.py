@@ -19,7 +19,8 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from aiosctl.client import Client
-from aiosd import protocol as p
+from aiosd.protocol.memory import MemoryRecall, MemoryRemember, NewMemory
+from aiosd.protocol.sessions import SessionCreate
 from contrib.bench.idle import rss_mb
 from tests.daemon import Daemon
 
@@ -49,21 +50,21 @@ def p50_ms(call: Callable[[], object]) -> float:
 
 def tell(client: Client, session_id: str, n: int) -> None:
     client.call(
-        p.MemoryRemember(
+        MemoryRemember(
             session_id=session_id,
-            memories=tuple(p.NewMemory(content=text(), speaker="Ann") for _ in range(n)),
+            memories=tuple(NewMemory(content=text(), speaker="Ann") for _ in range(n)),
         )
     )
 
 
 def ask(client: Client, session_id: str, scope: Literal["user", "session"]) -> None:
-    client.call(p.MemoryRecall(query=text()[:40], session_id=session_id, scope=scope, n=10))
+    client.call(MemoryRecall(query=text()[:40], session_id=session_id, scope=scope, n=10))
 
 
 def measure(folder: Path, embedder: str, count: int) -> None:
     daemon = Daemon(folder / embedder, config=f'[memory]\nembedder = "{embedder}"\n')
     with daemon, Client(daemon.socket) as client:
-        sessions = [client.call(p.SessionCreate(permissions=("memory",))).session_id for _ in range(SESSIONS)]
+        sessions = [client.call(SessionCreate(permissions=("memory",))).session_id for _ in range(SESSIONS)]
         began = time.perf_counter()
         for start in range(0, count, BATCH):
             tell(client, sessions[start // BATCH % SESSIONS], min(BATCH, count - start))

@@ -1,0 +1,92 @@
+"""memory.*"""
+
+from __future__ import annotations
+
+import msgspec
+
+from aiosd import server
+from aiosd.errors import InvalidParams
+from aiosd.methods.services import Services, handles, scope_for, session_of
+from aiosd.protocol.memory import (
+    Context,
+    Forgotten,
+    Memories,
+    MemoryContext,
+    MemoryForget,
+    MemoryGet,
+    MemoryList,
+    MemoryRecall,
+    MemoryRemember,
+    NewMemory,
+    Recalled,
+    Remembered,
+)
+from aiosd.records import Memory
+from aiosd.state import memories, sessions
+from aiosd.state.memories import Scope
+
+
+@handles(MemoryRemember)
+async def memory_remember(services: Services, peer: server.Peer, params: MemoryRemember) -> Remembered:
+    if (params.content is None) == (params.memories is None):
+        raise InvalidParams("expected either `content` or `memories`")
+    session = await session_of(services, params.session_id)
+    if params.memories is not None:
+        return Remembered(memory_ids=await services.memory.remember(session, params.memories))
+    one = NewMemory(
+        content=params.content or "",
+        speaker=params.speaker,
+        created_at=params.created_at,
+        kind=params.kind,
+        source=params.source,
+        metadata=params.metadata,
+    )
+    (memory_id,) = await services.memory.remember(session, [one])
+    return Remembered(memory_id=memory_id)
+
+
+@handles(MemoryRecall)
+async def memory_recall(services: Services, peer: server.Peer, params: MemoryRecall) -> Recalled:
+    scope = await scope_for(services, params.session_id, params.user_id)
+    if params.scope == "session":
+        if params.session_id is None:
+            raise InvalidParams("scope: `session` needs a session_id")
+        scope = Scope(scope.user_id, params.session_id)
+    found = await services.memory.recall(
+        scope, params.query, n=params.n, as_of=params.as_of, kind=params.kind, source=params.source
+    )
+    return Recalled(memories=found)
+
+
+@handles(MemoryContext)
+async def memory_context(services: Services, peer: server.Peer, params: MemoryContext) -> Context:
+    if params.last_n < 1:
+        raise InvalidParams(f"last_n: expected a number above 0, got {params.last_n}")
+    turns = await services.database.read(lambda c: sessions.turns(c, params.session_id, params.last_n))
+    lines = [f"[{t.created_at.isoformat()}] {' '.join(t.content.split())}" for t in turns]
+    return Context(text="\n".join(lines), entries=turns)
+
+
+@handles(MemoryList)
+async def memory_list(services: Services, peer: server.Peer, params: MemoryList) -> Memories:
+    scope = await scope_for(services, params.session_id, params.user_id)
+    if params.session_id is not None:
+        scope = Scope(scope.user_id, params.session_id)
+    found, cursor = await services.database.read(
+        lambda c: memories.page(c, scope, limit=params.limit, cursor=params.cursor)
+    )
+    return Memories(memories=found, next_cursor=cursor)
+
+
+@handles(MemoryGet)
+async def memory_get(services: Services, peer: server.Peer, params: MemoryGet) -> Memory:
+    return await services.database.read(lambda c: memories.get(c, params.memory_id))
+
+
+@handles(MemoryForget)
+async def memory_forget(services: Services, peer: server.Peer, params: MemoryForget) -> Forgotten:
+    conditions = msgspec.structs.asdict(params)
+    dry_run = conditions.pop("dry_run")
+    if all(value is None for value in conditions.values()):
+        raise InvalidParams("expected at least one of memory_id, query, session_id, user_id, source, before")
+    return Forgotten(forgotten=await services.memory.forget(**conditions, dry_run=dry_run))

@@ -1,0 +1,37 @@
+"""tool.*, agent.*"""
+
+from __future__ import annotations
+
+from aiosd import server
+from aiosd.methods.services import Services, handles, session_of
+from aiosd.protocol.tools import AgentList, Agents, ToolCall, ToolGet, ToolList, Tools
+from aiosd.records import Agent, Tool, ToolResult
+
+
+@handles(ToolList)
+async def tool_list(services: Services, peer: server.Peer, params: ToolList) -> Tools:
+    if params.session_id is None:
+        return Tools(tools=await services.registry.list())
+    session = await session_of(services, params.session_id)
+    return Tools(tools=await services.registry.offered(session))
+
+
+@handles(ToolGet)
+async def tool_get(services: Services, peer: server.Peer, params: ToolGet) -> Tool:
+    return await services.registry.get(params.name)
+
+
+@handles(ToolCall)
+async def tool_call(services: Services, peer: server.Peer, params: ToolCall) -> ToolResult:
+    session = await session_of(services, params.session_id)
+    return await services.registry.call(session, params.name, params.arguments, timeout_s=120.0)
+
+
+@handles(AgentList)
+async def agent_list(services: Services, peer: server.Peer, params: AgentList) -> Agents:
+    return Agents(
+        agents=tuple(
+            Agent(name=name, system=a.system, tier=a.tier, permissions=a.permissions)
+            for name, a in services.config.agents.items()
+        )
+    )

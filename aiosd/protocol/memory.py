@@ -1,0 +1,122 @@
+"""What is known, across sessions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from aiosd.protocol.base import Params
+from aiosd.records import Memory, Record, ScoredMemory, Turn
+
+
+class NewMemory(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    content: str
+    speaker: str | None = None
+    created_at: datetime | None = None
+    kind: str = "note"
+    source: str = "user"
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Remembered(Record, frozen=True, kw_only=True, omit_defaults=True):
+    memory_id: str | None = None
+    memory_ids: tuple[str, ...] | None = None
+
+
+class MemoryRemember(Params[Remembered], frozen=True, kw_only=True):
+    """Answers once what was given is on the disk: one `content`, or many `memories`."""
+
+    session_id: str
+    content: str | None = None
+    speaker: str | None = None
+    created_at: datetime | None = None
+    kind: str = "note"
+    source: str = "user"
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    memories: tuple[NewMemory, ...] | None = None
+
+    method = "memory.remember"
+    returns = Remembered
+
+
+class Recalled(Record, frozen=True, kw_only=True):
+    memories: tuple[ScoredMemory, ...]
+
+
+class MemoryRecall(Params[Recalled], frozen=True, kw_only=True):
+    """What fits the query best, for a session (as far as it may see) or for a user."""
+
+    query: str
+    session_id: str | None = None
+    user_id: str | None = None
+    scope: Literal["user", "session"] = "user"
+    n: int = 5
+    as_of: datetime | None = None
+    kind: str | None = None
+    source: str | None = None
+
+    method = "memory.recall"
+    returns = Recalled
+
+
+class Context(Record, frozen=True, kw_only=True):
+    text: str
+    """`[created_at] content`, one entry a line."""
+    entries: tuple[Turn, ...]
+
+
+class MemoryContext(Params[Context], frozen=True, kw_only=True):
+    """The session's working memory: its last turns, the oldest first."""
+
+    session_id: str
+    last_n: int = 10
+
+    method = "memory.context"
+    returns = Context
+
+
+class Memories(Record, frozen=True, kw_only=True, omit_defaults=True):
+    memories: tuple[Memory, ...]
+    next_cursor: str | None = None
+
+
+class MemoryList(Params[Memories], frozen=True, kw_only=True):
+    """Memories of a session or a user, the newest first."""
+
+    session_id: str | None = None
+    user_id: str | None = None
+    limit: int = 100
+    cursor: str | None = None
+
+    method = "memory.list"
+    returns = Memories
+
+
+class MemoryGet(Params[Memory], frozen=True, kw_only=True):
+    """One memory."""
+
+    memory_id: str
+
+    method = "memory.get"
+    returns = Memory
+
+
+class Forgotten(Record, frozen=True, kw_only=True):
+    forgotten: int
+
+
+class MemoryForget(Params[Forgotten], frozen=True, kw_only=True):
+    """Removes what fits every condition given; one at least. With `dry_run`, counts only."""
+
+    memory_id: str | None = None
+    query: str | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    source: str | None = None
+    before: datetime | None = None
+    dry_run: bool = False
+
+    method = "memory.forget"
+    returns = Forgotten

@@ -1,0 +1,57 @@
+"""The daemon itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from aiosd.protocol.base import Params
+from aiosd.records import Record
+
+
+class Pong(Record, frozen=True, kw_only=True):
+    pong: Literal[True] = True
+    version: str
+    pid: int
+
+
+class SystemPing(Params[Pong], frozen=True, kw_only=True):
+    """Answers at once."""
+
+    method = "system.ping"
+    returns = Pong
+
+
+class Info(Record, frozen=True, kw_only=True):
+    version: str
+    protocol: int
+    uptime_s: float
+    paths: dict[str, str]
+    sandbox: str
+    """How tools are walled off: a tier of aiosd.tools.sandbox, or `none`, where none runs."""
+    embedder: str
+    """What turns text into vectors; `none` is BM25 alone."""
+    counts: dict[str, int]
+    backends: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    """What was passed over, and why: files of the user's tools that do not load."""
+
+
+class SystemInfo(Params[Info], frozen=True, kw_only=True):
+    """What runs, where it keeps things, and how much there is."""
+
+    method = "system.info"
+    returns = Info
+
+
+class SystemShutdown(Params[None], frozen=True, kw_only=True):
+    """Stops the daemon as SIGTERM does: the answer comes first."""
+
+    method = "system.shutdown"
+    returns = None
+
+
+class RpcDiscover(Params[dict[str, Any]], frozen=True, kw_only=True):
+    """This document: OpenRPC 1.3, made from the method table."""
+
+    method = "rpc.discover"
+    returns = dict[str, Any]
