@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Literal
 
@@ -14,8 +15,20 @@ from aiosctl.client import Client
 from aiosctl.run import GRACE_S, Deadline
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.errors import InvalidState, from_wire
-from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, Tasks, TaskWait
-from aiosd.records import AnyEvent, Task, TaskState, ToolCallEvent, ToolResultEvent
+from aiosd.protocol.tasks import (
+    TaskAttach,
+    TaskCancel,
+    TaskGet,
+    TaskList,
+    TaskPrioritize,
+    TaskResolve,
+    Tasks,
+    TaskWait,
+)
+from aiosd.records import AnyEvent, Priority, Task, TaskState, ToolCallEvent, ToolResultEvent
+
+BELOW = "↳ "
+"""Before a task that another one started, once for each above it."""
 
 app = noun("Tasks: what was run, what runs, and what came of it.")
 
@@ -33,25 +46,36 @@ def task_list(
     cursor: Annotated[
         str | None, typer.Option(metavar="CURSOR", help="Go on after a list cut short.")
     ] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="Under each task those it started.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")] = False,
 ) -> None:
     """List tasks, the newest first.
 
     \b
     aiosctl task list -s @last
+    aiosctl task list --tree
     aiosctl task list --state working -q | xargs -n1 aiosctl task cancel
     """
 
     def text(found: Tasks) -> None:
+        listed = _in_tree(found.tasks) if tree else [(0, each) for each in found.tasks]
         if quiet:
-            render.ids(each.task_id for each in found.tasks)
+            render.ids(each.task_id for _, each in listed)
         else:
-            ids = render.short([each.task_id for each in found.tasks])
+            ids = render.short([each.task_id for _, each in listed])
             render.table(
                 ["number", "id", "state", "created", "steps", "usd", "task"],
                 [
-                    (each.number, id, each.state, each.created_at, each.steps, each.cost_usd, each.task)
-                    for id, each in zip(ids, found.tasks, strict=True)
+                    (
+                        each.number,
+                        id,
+                        each.state,
+                        each.created_at,
+                        each.steps,
+                        each.cost_usd,
+                        BELOW * depth + each.task,
+                    )
+                    for id, (depth, each) in zip(ids, listed, strict=True)
                 ],
             )
         render.more("task list", found.next_cursor)
@@ -60,6 +84,22 @@ def task_list(
         if session_id is not None:
             session_id = resolve.session(client, session_id)
         answer(ctx, client, TaskList(session_id=session_id, state=state, limit=limit, cursor=cursor), text)
+
+
+def _in_tree(found: Sequence[Task]) -> list[tuple[int, Task]]:
+    """Each task with its depth, and behind it those it started, the first one first. One whose parent is not among
+    them stands at the top."""
+    ids = {each.task_id for each in found}
+    below: dict[str | None, list[Task]] = {}
+    for each in found:
+        below.setdefault(each.parent_id if each.parent_id in ids else None, []).append(each)
+    listed: list[tuple[int, Task]] = []
+    waiting = [(0, each) for each in reversed(below.get(None, []))]
+    while waiting:
+        depth, each = waiting.pop()
+        listed.append((depth, each))
+        waiting += [(depth + 1, child) for child in below.get(each.task_id, [])]
+    return listed
 
 
 @app.command("show", cls=Verb)
@@ -118,6 +158,25 @@ def task_cancel(ctx: typer.Context, id: Id) -> None:
 
     with connect(ctx) as client:
         answer(ctx, client, TaskCancel(task_id=resolve.task(client, id)), text)
+
+
+@app.command("priority", cls=Verb)
+def task_priority(
+    ctx: typer.Context,
+    id: Id,
+    priority: Annotated[Priority, typer.Argument(help="Who is served first.")],
+) -> None:
+    """Change how urgent a task is, from its next step on.
+
+    \b
+    aiosctl task priority 12 background
+    """
+
+    def text(task: Task) -> None:
+        render.out(f"task {task.number} {task.priority}")
+
+    with connect(ctx) as client:
+        answer(ctx, client, TaskPrioritize(task_id=resolve.task(client, id), priority=priority), text)
 
 
 @app.command("resolve", cls=Verb)

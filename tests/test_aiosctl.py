@@ -232,6 +232,17 @@ def test_tasks_are_listed_shown_and_cancelled(double: Double, ctl: Ctl) -> None:
     assert ctl("task", "cancel", "@last").stdout == "task 7 cancelled\n"
 
 
+def test_a_tree_shows_each_task_under_the_one_that_started_it(double: Double, ctl: Ctl) -> None:
+    def of(number: int, parent: int | None) -> dict[str, Any]:
+        parent_id = None if parent is None else f"t{parent}"
+        return task(task_id=f"t{number}", number=number, parent_id=parent_id, task=f"n{number}")
+
+    listed = [of(n, parent) for n, parent in ((6, 99), (5, None), (4, 2), (3, 1), (2, 1), (1, None))]
+    double.answers["task.list"] = giving({"tasks": listed})
+    shown = [line.split("\t")[-1] for line in ctl("task", "list", "--tree").stdout.splitlines()]
+    assert shown == ["n6", "n5", "n1", "↳ n2", "↳ ↳ n4", "↳ n3"]
+
+
 def test_memory_is_the_login_users_unless_a_session_is_named(double: Double, ctl: Ctl) -> None:
     me = getpass.getuser()
     double.answers["memory.recall"] = giving({"memories": [memory(score=0.5)]})
@@ -419,7 +430,7 @@ def test_the_help_of_every_verb_shows_an_example(path: str) -> None:
 def test_all_verbs_are_there() -> None:
     nouns = {
         "session": ("create", "list", "show", "close", "delete"),
-        "task": ("list", "show", "wait", "cancel", "resolve"),
+        "task": ("list", "show", "wait", "cancel", "priority", "resolve"),
         "tool": ("list", "show", "call"),
         "memory": ("recall", "remember", "list", "show", "forget"),
         "model": ("list", "route", "infer", "setup", "pull", "key"),

@@ -11,10 +11,12 @@ import pytest
 
 from aiosd import framing
 from aiosd import records as r
-from aiosd.errors import InvalidParams, NotFound
+from aiosd.errors import InvalidParams, InvalidState, NotFound
 from aiosd.protocol.base import Params
 from aiosd.protocol.memory import MemoryContext, MemoryForget, MemoryList, MemoryRecall, MemoryRemember
+from aiosd.protocol.sessions import SessionClose
 from aiosd.protocol.system import RpcDiscover
+from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskList, TaskPrioritize, TaskResolve
 from aiosd.protocol.tools import AgentList
 from tests.daemon import Daemon
 
@@ -53,6 +55,7 @@ def test_what_methods_answer_fits_what_discover_says(daemon: Daemon, document: d
         ("task.list", {}),
         ("task.wait", {"task_id": task}),
         ("task.attach", {"task_id": task}),
+        ("task.attach", {"task_id": task, "after_seq": 2}),
         ("memory.remember", {"session_id": sid, "memories": [{"content": "a"}, {"content": "b"}]}),
         ("memory.recall", {"session_id": sid, "query": "pump"}),
         ("memory.context", {"session_id": sid}),
@@ -115,6 +118,7 @@ def test_what_methods_answer_fits_what_discover_says(daemon: Daemon, document: d
         ("memory.forget", {}, "at least one"),
         ("memory.forget", {"dry_run": True}, "at least one"),
         ("task.get", [1], ""),
+        ("task.prioritize", {"task_id": "x", "priority": "urgent"}, "`priority`"),
     ],
 )
 def test_params_that_do_not_fit_are_refused_and_named(
@@ -216,3 +220,26 @@ def test_a_batch_runs_over_the_real_methods(daemon: Daemon) -> None:
     ]
     answers = json.loads(daemon.raw(framing.encode([*batch, 7]) + b"\n"))
     assert [a.get("result", {}).get("result") for a in answers] == ["2", "4", None]
+
+
+def test_what_a_task_that_has_ended_cannot_be_asked_is_refused_and_changes_nothing(daemon: Daemon) -> None:
+    before = daemon.call(TaskGet(task_id=daemon.run(daemon.session(), "What is 1 + 1?").task_id))
+    for params in (
+        TaskCancel(task_id=before.task_id),
+        TaskPrioritize(task_id=before.task_id, priority="background"),
+        TaskResolve(task_id=before.task_id, call_id="1", action="done"),
+    ):
+        with pytest.raises(InvalidState, match=f"task {before.number} is completed"):
+            daemon.call(params)
+    for number in (1000, -1):
+        with pytest.raises(InvalidParams, match="after_seq: expected 0 to"):
+            daemon.call(TaskAttach(task_id=before.task_id, after_seq=number))
+    assert daemon.call(TaskGet(task_id=before.task_id)) == before
+
+
+def test_a_closed_session_runs_nothing(daemon: Daemon) -> None:
+    session = daemon.session()
+    daemon.call(SessionClose(session_id=session.session_id))
+    with pytest.raises(InvalidState, match="is closed"):
+        daemon.run(session, "What is 1 + 1?")
+    assert daemon.call(TaskList()).tasks == ()

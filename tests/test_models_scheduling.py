@@ -10,11 +10,12 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 
-from aiosd.errors import BudgetExhausted, NoModelFits
+from aiosd.errors import BudgetExhausted, NoModelFits, Overloaded
 from aiosd.models import slots
-from aiosd.models.backend import BackendFailed, Embedded, Wait
-from aiosd.models.pool import open_pool
+from aiosd.models.backend import BackendFailed, Embedded, Reply, Wait
+from aiosd.models.pool import Pool, open_pool
 from aiosd.records import Tokens
 from aiosd.state.database import open_database
 from tests.doubles.ollama_double import OllamaDouble
@@ -124,6 +125,80 @@ async def test_the_more_urgent_request_gets_the_slot_first() -> None:
         backend.gate.set()
     asked = [request.messages[0].content for request in backend.asked]
     assert asked == ["running", "first", "hurried", "plain", "late"]
+
+
+async def asked_in_turn(backend: Gated, pool: Pool, tasks: TaskGroup, *priorities: str) -> list[Reply]:
+    """One request after the other comes in, each named by its priority; the list fills with replies as they are given."""
+    replies: list[Reply] = []
+
+    async def one(priority: str) -> None:
+        replies.append(await pool.reply(user(priority, priority=priority, task_id=priority)))
+
+    for priority in priorities:
+        tasks.start_soon(one, priority)
+        await anyio.wait_all_tasks_blocked()
+    return replies
+
+
+async def test_a_background_reply_gives_its_slot_to_an_interactive_one_and_is_made_afterwards() -> None:
+    backend = Gated()
+    async with pool_of({}, {"gated": backend}) as pool, anyio.create_task_group() as tasks:
+        replies = await asked_in_turn(backend, pool, tasks, "background", "interactive")
+        assert [request.priority for request in backend.asked] == ["background", "interactive"]
+        assert (backend.at_work, backend.most) == (1, 1)
+        backend.gate.set()
+    assert [request.priority for request in backend.asked] == ["background", "interactive", "background"]
+    assert [reply.text for reply in replies] == ["done", "done"]
+
+
+async def test_what_is_no_background_or_costs_money_is_never_broken_off() -> None:
+    for priority, price in (("normal", 0.0), ("interactive", 0.0), ("background", 1.0)):
+        backend = Gated()
+        backend.price_out = price
+        async with pool_of({}, {"gated": backend}) as pool, anyio.create_task_group() as tasks:
+            await asked_in_turn(backend, pool, tasks, priority, "interactive")
+            assert [request.priority for request in backend.asked] == [priority]
+            backend.gate.set()
+
+
+async def test_a_background_reply_is_broken_off_three_times_at_most() -> None:
+    class Endless(Gated):
+        async def speak(self) -> AsyncIterator[str]:
+            if self.asked[-1].priority == "background":
+                await self.gate.wait()
+            clock.now += 5
+            yield "done"
+
+    clock, backend = Clock(), Endless()
+    async with pool_of({}, {"gated": backend}, clock=clock) as pool, anyio.create_task_group() as tasks:
+        await asked_in_turn(backend, pool, tasks, "background", *["interactive"] * 6)
+        assert [request.priority for request in backend.asked].count("background") == 4
+        backend.gate.set()
+    assert len(backend.asked) == 4 + 6
+
+
+async def test_a_task_made_urgent_while_it_waits_is_served_before_the_others() -> None:
+    backend = Gated()
+    async with pool_of({}, {"gated": backend}) as pool, anyio.create_task_group() as tasks:
+        await asked_in_turn(backend, pool, tasks, "interactive", "normal", "background")
+        pool.prioritize("background", "interactive")
+        backend.gate.set()
+    assert [request.messages[0].content for request in backend.asked] == [
+        "interactive",
+        "background",
+        "normal",
+    ]
+
+
+async def test_a_queue_that_is_full_refuses_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "MOST_WAITING", 2)
+    backend = Gated()
+    async with pool_of({}, {"gated": backend}) as pool, anyio.create_task_group() as tasks:
+        await asked_in_turn(backend, pool, tasks, "normal", "normal", "normal")
+        with pytest.raises(Overloaded, match="2 requests wait for `gated`"):
+            await pool.reply(user("one too many"))
+        backend.gate.set()
+    assert len(backend.asked) == 3
 
 
 async def test_one_session_with_many_tasks_does_not_keep_the_others_waiting() -> None:

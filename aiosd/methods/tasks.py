@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from aiosd import server
 from aiosd.methods.services import Services, handles, show
-from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, Tasks, TaskWait
+from aiosd.protocol.tasks import (
+    TaskAttach,
+    TaskCancel,
+    TaskGet,
+    TaskList,
+    TaskPrioritize,
+    TaskResolve,
+    Tasks,
+    TaskWait,
+)
 from aiosd.records import Task, TaskResult
 from aiosd.state import tasks
 
@@ -32,6 +41,11 @@ async def task_wait(services: Services, peer: server.Peer, params: TaskWait) -> 
 @handles(TaskCancel)
 async def task_cancel(services: Services, peer: server.Peer, params: TaskCancel) -> Task:
     return await services.runner.cancel(params.task_id)
+
+
+@handles(TaskPrioritize)
+async def task_prioritize(services: Services, peer: server.Peer, params: TaskPrioritize) -> Task:
+    return await services.runner.prioritize(params.task_id, params.priority)
 
 
 @handles(TaskResolve)

@@ -59,6 +59,8 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     backend: str | None = None
     session_id: str | None = None
     """Whose it is: the queue is fair between sessions."""
+    task_id: str | None = None
+    """Whose it is: a task's priority may change while it waits."""
     priority: Priority = "normal"
     passages: tuple[Source, ...] = ()
     """What the messages contain that may be quoted: `text` is a whole memory, input or tool result, `ref` its

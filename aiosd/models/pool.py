@@ -24,9 +24,10 @@ from aiosd.models.gguf import open_gguf
 from aiosd.models.learning import Learning, open_learning
 from aiosd.models.member import Member, Patience, Size, size
 from aiosd.models.openai import OpenAI
+from aiosd.models.queue import MOST_YIELDS
 from aiosd.models.router import Choice, Standing
 from aiosd.models.slots import Moved, Seat, Slots
-from aiosd.records import BackendInfo, Candidate, Decision, Tier
+from aiosd.records import BackendInfo, Candidate, Decision, Priority, Tier
 from aiosd.state.database import Database
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Pool:
         members = await self._members()
         failed: dict[str, Candidate] = {}
         too_dear: BudgetExhausted | None = None
+        yielded = 0
         while True:
             await self._look(request, members)
             try:
@@ -98,15 +100,23 @@ class Pool:
                 raise too_dear or exc from None
             to = choice.chosen
             try:
-                async with self._slots.slot(asked, choice, started) as seat:
+                async with self._slots.slot(asked, choice, started, yields=yielded < MOST_YIELDS) as seat:
                     to = seat.standing
                     member = members[to.name]
                     patience = self._patience(request, member, seat, choice)
                     try:
-                        got = await ask(member, asked, patience=patience, clock=self._clock)
+                        with seat.work:
+                            got = await ask(member, asked, patience=patience, clock=self._clock)
                     except BackendFailed as exc:
                         member.failed(exc, self._clock())  # before its slot is given to somebody else
                         raise
+                if seat.work.cancelled_caught:
+                    yielded += 1
+                    if on_wait is not None:
+                        await on_wait(
+                            Wait(stage="queued", detail=f"`{to.name}` serves an interactive request first")
+                        )
+                    continue
             except Moved:
                 continue
             except BackendFailed as exc:
@@ -124,6 +134,10 @@ class Pool:
                 decision = self._decision(request, choice, members, failed, started, seat)
                 decision = msgspec.structs.replace(decision, truncated=got.done.truncated)
                 return _reply(member, got, bill, decision)
+
+    def prioritize(self, task_id: str, priority: Priority) -> None:
+        """What the task has waiting for a slot waits with this priority from now on."""
+        self._slots.prioritize(task_id, priority)
 
     async def route(self, request: ModelRequest) -> Decision:
         """Which backend would serve this now, and why; no model is sent anything. Raises NoModelFits, NotFound."""

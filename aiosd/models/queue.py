@@ -26,6 +26,11 @@ SPILL = 2.0
 OVERDUE = 0.1
 """Of its prediction: how long a request that passed it is taken to need still."""
 
+MOST_YIELDS = 3
+"""How often one background request gives up its slot: then it is served to its end."""
+YIELD_S = 0.25
+"""Of its work that is left: for less a request is not broken off."""
+
 _RANKS: Mapping[Priority, int] = {"interactive": 0, "normal": 1, "background": 2}
 
 
@@ -90,10 +95,23 @@ def wait_s(slots: int, running: Sequence[float], ahead: Sequence[float]) -> floa
     return free_at[0]
 
 
-class _Running(msgspec.Struct, frozen=True):
+class Running(msgspec.Struct, frozen=True, gc=False):
+    """A request on its slot."""
+
+    number: int
     session_id: str | None
+    priority: Priority
     started_s: float
     work_s: float
+
+    def left_s(self, now: float) -> float:
+        return max(OVERDUE * self.work_s, self.started_s + self.work_s - now)
+
+
+def yielding(now: float, running: Iterable[Running]) -> Running | None:
+    """The one of these that gives its slot to an interactive request: of the background, what began last loses least."""
+    able = [r for r in running if r.priority == "background" and r.left_s(now) > YIELD_S]
+    return max(able, key=lambda r: (r.started_s, r.number)) if able else None
 
 
 class _Lane:
@@ -102,7 +120,7 @@ class _Lane:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.closed = False
-        self.running: dict[int, _Running] = {}
+        self.running: dict[int, Running] = {}
         self.waiting: dict[int, Waiting] = {}
 
 
@@ -175,7 +193,7 @@ class Queue:
         )
         mine = order(now, like)
         before = sorted((order(now, w), w.work_s) for w in lane.waiting.values())
-        running = [max(OVERDUE * r.work_s, r.started_s + r.work_s - now) for r in lane.running.values()]
+        running = [r.left_s(now) for r in lane.running.values()]
         return wait_s(lane.slots, running, [work_s for its, work_s in before if its < mine])
 
     def add(self, waiting: Waiting) -> None:
@@ -199,8 +217,23 @@ class Queue:
         if chosen is not None:
             lane = self._lanes[chosen.backend]
             del lane.waiting[chosen.number]
-            lane.running[chosen.number] = _Running(chosen.session_id, now, chosen.work_s)
+            lane.running[chosen.number] = Running(
+                chosen.number, chosen.session_id, chosen.priority, now, chosen.work_s
+            )
         return chosen
+
+    def on_slots(self, name: str) -> Iterable[Running]:
+        return self._lanes[name].running.values()
+
+    def prioritize(self, waiting: Waiting, priority: Priority) -> Waiting:
+        """What waits or runs, as it does from now on."""
+        lane = self._lanes[waiting.backend]
+        changed = msgspec.structs.replace(waiting, priority=priority)
+        if waiting.number in lane.waiting:
+            lane.waiting[waiting.number] = changed
+        elif (running := lane.running.get(waiting.number)) is not None:
+            lane.running[waiting.number] = msgspec.structs.replace(running, priority=priority)
+        return changed
 
     def leave(self, waiting: Waiting) -> None:
         """Out of the queue or off its slot."""

@@ -10,15 +10,19 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import TaskGroup
 
+from aiosd.errors import Overloaded
 from aiosd.models import queue
 from aiosd.models.backend import BackendFailed, Message, ModelRequest, Wait
 from aiosd.models.exchange import Asked, closing
 from aiosd.models.member import LOAD_S, Load, Member, Size
 from aiosd.models.queue import Queue, Waiting
 from aiosd.models.router import MOST_WAIT_S, Choice, Standing
+from aiosd.records import Priority
 
 RELOAD_S = 60.0
 """How long a model that did not load is left alone."""
+MOST_WAITING = 2000
+"""Requests in one backend's queue; one more is refused at once, instead of being promised what cannot be kept."""
 FIRST = ModelRequest(messages=(Message(role="user", content="hi"),), max_tokens=1)
 """The shortest request there is. Every server loads its model for one; they have no other way in common."""
 
@@ -32,8 +36,14 @@ class Moved(Exception):
 class Seat:
     """A request's place in the queue, then its slot."""
 
-    def __init__(self, waiting: Waiting, standing: Standing) -> None:
+    def __init__(
+        self, waiting: Waiting, standing: Standing, *, task_id: str | None = None, yields: bool = False
+    ) -> None:
         self.waiting = waiting
+        self.task_id = task_id
+        self.yields = yields
+        """It gives its slot to an interactive request, should one come: whoever holds it works inside `work`."""
+        self.work = anyio.CancelScope()
         self.standing = standing
         """Where it waits or is served; another one once it has left the queue for a remote backend."""
         self.granted = False
@@ -84,12 +94,20 @@ class Slots:
         )
 
     @asynccontextmanager
-    async def slot(self, asked: Asked, choice: Choice, arrived_s: float) -> AsyncIterator[Seat]:
-        """A slot of the chosen backend, or of the one it spills to. Raises Moved, and BackendFailed where its model
-        did not load."""
+    async def slot(
+        self, asked: Asked, choice: Choice, arrived_s: float, *, yields: bool
+    ) -> AsyncIterator[Seat]:
+        """A slot of the chosen backend, or of the one it spills to. Raises Moved, BackendFailed where its model did not
+        load, and Overloaded.
+
+        With `yields`, what is done inside `seat.work` is cancelled when an interactive request wants the slot and this
+        one is of the background. Only what is free of charge does: what was begun would be paid twice."""
         stays = all(s.local for s in (choice.chosen, *choice.others))
         waiting = self._waiting(asked.request, choice.chosen, arrived_s, stays=stays)
-        seat = Seat(waiting, choice.chosen)
+        if self._queue.waiting(waiting.backend) >= MOST_WAITING:
+            raise Overloaded(f"{MOST_WAITING} requests wait for `{waiting.backend}` already; try again later")
+        free = choice.chosen.local and not self._members[choice.chosen.name].paid
+        seat = Seat(waiting, choice.chosen, task_id=asked.request.task_id, yields=yields and free)
         self._sit(seat)
         try:
             member = self._members[choice.chosen.name]
@@ -97,6 +115,7 @@ class Slots:
                 self._load(member)
             self._pump()
             if not seat.granted:
+                self._make_way(seat)
                 await self._wait(seat, asked, choice, arrived_s)
             yield seat
         finally:
@@ -105,7 +124,29 @@ class Slots:
                 self._evict(name)
             self._stand(seat)
 
+    def prioritize(self, task_id: str, priority: Priority) -> None:
+        """Changes what the task's requests wait with, those that wait now too."""
+        for seat in self._seats.values():
+            if seat.task_id == task_id:
+                seat.waiting = self._queue.prioritize(seat.waiting, priority)
+                if not seat.granted:
+                    self._make_way(seat)
+
     # --- the queue
+
+    def _make_way(self, seat: Seat) -> None:
+        """For an interactive request that waits, a background one gives up its slot, one each."""
+        if seat.waiting.priority != "interactive":
+            return
+        name = seat.waiting.backend
+        urgent = sum(s.waiting.priority == "interactive" for s in self._waiting_for(name))
+        seats = [self._seats[running.number] for running in self._queue.on_slots(name)]
+        if urgent <= sum(s.work.cancel_called for s in seats):
+            return
+        able = [s.waiting.number for s in seats if s.yields and not s.work.cancel_called]
+        running = [r for r in self._queue.on_slots(name) if r.number in able]
+        if (chosen := queue.yielding(self._clock(), running)) is not None:
+            self._seats[chosen.number].work.cancel()
 
     def _waiting(self, request: ModelRequest, to: Standing, arrived_s: float, *, stays: bool) -> Waiting:
         return Waiting(

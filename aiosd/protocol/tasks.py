@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from aiosd.protocol.base import Params
-from aiosd.records import Record, Task, TaskResult, TaskState
+from aiosd.records import Priority, Record, Task, TaskResult, TaskState
 
 TASK_EVENT = "task.event"
 """The notification that carries an event to whoever watches its task."""
@@ -53,6 +53,16 @@ class TaskCancel(Params[Task], frozen=True, kw_only=True):
     task_id: str
 
     method = "task.cancel"
+    returns = Task
+
+
+class TaskPrioritize(Params[Task], frozen=True, kw_only=True):
+    """Changes how urgent a task is: its next step waits for a model's slot with this priority."""
+
+    task_id: str
+    priority: Priority
+
+    method = "task.prioritize"
     returns = Task
 
 

@@ -212,6 +212,18 @@ def finish(c: Connection, task_id: str, *, result: TaskResult | None, error: dic
         raise NotFound(f"no task {task_id}")
 
 
+def prioritize(c: Connection, task_id: str, priority: Priority) -> Task:
+    """Raises NotFound, and InvalidState for a task that has ended."""
+    changed = c.execute(
+        f"UPDATE tasks SET priority = ? WHERE task_id = ? AND state IN ({_UNENDED})",
+        (priority, known("task", task_id)),
+    )
+    task = get(c, task_id)
+    if not changed.rowcount:
+        raise InvalidState(f"task {task.number} is {task.state} already")
+    return task
+
+
 def events(c: Connection, task_id: str, after_seq: int = 0) -> tuple[Kept, ...]:
     """What was kept after this number, in order. Raises NotFound."""
     rows = c.execute(
@@ -221,6 +233,16 @@ def events(c: Connection, task_id: str, after_seq: int = 0) -> tuple[Kept, ...]:
     if not rows:
         get(c, task_id)
     return tuple(_event.decode(row[0]) for row in rows)
+
+
+def last_seq(c: Connection, task_id: str) -> int:
+    """The number of the task's last event. Raises NotFound."""
+    last: int | None = c.execute(
+        "SELECT max(seq) FROM events WHERE task_id = ?", (known("task", task_id),)
+    ).fetchone()[0]
+    if last is None:
+        get(c, task_id)
+    return last or 0
 
 
 def spent(

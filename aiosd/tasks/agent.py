@@ -100,6 +100,7 @@ class Agent:
         self._clock = clock
         self._turns: tuple[Turn, ...] = ()
         self._partial = ""
+        self.priority = task.priority
         self._repeatable: frozenset[str] = frozenset()
         """Tools whose calls do no harm when made again."""
 
@@ -202,8 +203,10 @@ class Agent:
         hands, params = self._hands, self._params
         tools = await hands.registry.offered(self._session, params.tools)
         tier = params.tier or hands.tiers.get(self._session.agent or "", "balanced")
-        request = context.request(
-            self._session, self._system, params, self._turns, self._journal, tools, tier
+        request = msgspec.structs.replace(
+            context.request(self._session, self._system, params, self._turns, self._journal, tools, tier),
+            task_id=self._task.task_id,
+            priority=self.priority,
         )
         self._partial = ""
         thinking = 0
@@ -218,6 +221,8 @@ class Agent:
                 thinking += len(delta.text)
 
         async def on_wait(wait: Wait) -> None:
+            nonlocal thinking
+            self._partial, thinking = "", 0  # a reply that gave its slot away begins anew
             await self._record(self._new(ProgressEvent, **msgspec.structs.asdict(wait)))
 
         async def reserve(usd: float) -> None:

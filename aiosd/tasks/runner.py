@@ -27,6 +27,7 @@ from aiosd.records import (
     ENDED,
     AnyEvent,
     Kept,
+    Priority,
     Session,
     StateEvent,
     Task,
@@ -164,6 +165,15 @@ class Runner:
         await run.ended.wait()
         return await self._get(task_id)
 
+    async def prioritize(self, task_id: str, priority: Priority) -> Task:
+        """Changes who is served first from the task's next step on, and where it waits now, at once. Raises NotFound,
+        and InvalidState if it has ended."""
+        task = await self._hands.database.write(lambda c: tasks.prioritize(c, task_id, priority))
+        if (run := self._runs.get(task_id)) is not None:
+            run.agent.priority = priority
+            self._hands.pool.prioritize(task_id, priority)
+        return task
+
     async def end_session(self, session_id: str) -> None:
         """Cancels what runs in the session and lets go of what it holds."""
         opened = await self._hands.database.read(tasks.unended)
@@ -182,8 +192,16 @@ class Runner:
         return _outcome(await self._get(task_id))
 
     async def watch(self, task_id: str, after_seq: int = 0) -> AsyncIterator[AnyEvent]:
-        """The task's events after this number, each kept one once and in order, then live until it ends."""
+        """The task's events after this number, each kept one once and in order, then live until it ends.
+
+        Raises NotFound, and InvalidParams for a number that no event has yet."""
         database = self._hands.database
+        if after_seq:
+            newest = await database.read(lambda c: tasks.last_seq(c, task_id))
+            if not 0 <= after_seq <= newest:
+                raise InvalidParams(
+                    f"after_seq: expected 0 to {newest}, the task's last event; got {after_seq}"
+                )
         with self._hands.broker.watch(task_id) as watcher:
             # Watching begins before the ledger is read, so that nothing falls between the two.
             events: list[AnyEvent] | tuple[AnyEvent, ...] = await database.read(
