@@ -1,5 +1,5 @@
 """python -m aiosctl, where no script is installed."""
 
-from aiosctl.main import main
+from aiosctl.quick import main
 
 main()

@@ -10,6 +10,7 @@ import msgspec
 
 from aiosctl import render
 from aiosctl.client import typed
+from aiosctl.quick import aside_line
 from aiosd.errors import ConfigError
 from aiosd.protocol.tasks import TASK_EVENT
 from aiosd.records import (
@@ -25,9 +26,6 @@ from aiosd.records import (
 
 ABSTAINED = 78
 """Exit status: nothing that answers, and no model that could (EX_CONFIG)."""
-
-ASIDE_CHARS = 100
-"""Of a tool's arguments or a source, in the lines beside the answer."""
 
 
 class Reply:
@@ -137,8 +135,7 @@ class Watch:
     def _aside(self, text: str) -> None:
         if not self._quiet:
             self.end_line()
-            text = " ".join(text.split())
-            render.aside(text if len(text) <= ASIDE_CHARS else text[: ASIDE_CHARS - 1] + "…")
+            render.aside(aside_line(text))
 
     def finish(self, raw: bytes, method: str, *, json: bool) -> int:
         """Prints what of the result is not there yet, and what is to be known about it; gives the exit status."""

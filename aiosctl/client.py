@@ -63,12 +63,24 @@ class Client:
         self._socket = socket.socket(socket.AF_UNIX)
         self._decoder = framing.Decoder()
         self._last_id = 0
+        self._received = b""
         try:
             self._socket.settimeout(CALL_S)
             self._socket.connect(str(path))
         except BaseException:
             self._socket.close()
             raise
+
+    @classmethod
+    def adopted(cls, fd: int, path: Path, *, last_id: int, received: bytes) -> Self:
+        """A connection that somebody else opened, after its request `last_id`; `received` came in answer to that."""
+        made = cls.__new__(cls)
+        made.path, made.trace = path, False
+        made._socket = socket.socket(fileno=fd)
+        made._decoder = framing.Decoder()
+        made._last_id = last_id
+        made._received = received
+        return made
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +127,13 @@ class Client:
         except ConnectionError:
             raise self._dropped(params.method) from None
 
+    def awaited(self, method: str, *, on_notification: OnNotification) -> bytes:
+        """The result of the request that is open already, as `ask` gives it."""
+        try:
+            return self._heard(method, None, on_notification)
+        except ConnectionError:
+            raise self._dropped(method) from None
+
     def _ask(self, method: str, line: bytes, timeout_s: float | None, notify: OnNotification) -> bytes:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._show(">", line)
@@ -124,6 +143,9 @@ class Client:
             self._socket.sendall(line, socket.MSG_NOSIGNAL)
         except ConnectionError:
             pass  # why it closed may stand in what it sent before: that is read next
+        return self._heard(method, deadline, notify)
+
+    def _heard(self, method: str, deadline: float | None, notify: OnNotification) -> bytes:
         for message in self._messages(method, deadline):
             match message:
                 case framing.Request() if message.is_notification:
@@ -147,6 +169,9 @@ class Client:
                 raise self._garbage(str(exc)) from None
 
     def _receive(self, deadline: float | None) -> bytes:
+        if self._received:
+            received, self._received = self._received, b""
+            return received
         if deadline is not None:
             left = deadline - time.monotonic()
             if left <= 0:

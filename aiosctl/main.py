@@ -6,21 +6,64 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from typing import NoReturn
 
 import msgspec
 import typer
+from typer._click.core import Command, Context
 from typer._click.exceptions import ClickException  # what every usage error is; typer 0.26 exports only some
+from typer._click.formatting import HelpFormatter
 
-from aiosctl import agent, memory, model, run, session, system, task, tool
 from aiosctl.client import ErrorObject
+from aiosctl.quick import Handed
 from aiosctl.render import complaint
-from aiosctl.verb import Globals, Group, Verb
+from aiosctl.verb import Globals, Group, Verb, noun
 from aiosd.errors import AiosError, InternalError, InvalidParams
 from aiosd.paths import paths
 
+COMMANDS = {
+    "run": ("run:run", "Run a task and print its answer."),
+    "session": ("session:app", "Sessions: conversations with their own rights and memory."),
+    "task": ("task:app", "Tasks: what was run, what runs, and what came of it."),
+    "memory": ("memory:app", "Memory: what is known about your work, across sessions."),
+    "tool": ("tool:app", "Tools: what models may call."),
+    "model": ("model:app", "Models: the backends that answer."),
+    "agent": ("agent:app", "Agents: named ways of working, from the config."),
+    "ping": ("system:ping", "Ask the daemon whether it is there."),
+    "status": ("system:status", "Show what runs, where it keeps things, and how much there is."),
+}
+"""In the order of --help: the module that has a noun's verbs (`app`) or a verb alone, and what it is for."""
+
+
+class Root(Group):
+    """All commands. A module is imported when its command is: each costs milliseconds that no other has to pay."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        place, _ = COMMANDS[cmd_name]
+        module, _, name = place.partition(":")
+        found = getattr(import_module(f"aiosctl.{module}"), name)
+        if isinstance(found, typer.Typer):
+            command: Command = typer.main.get_group(found)
+        else:
+            alone = noun("")
+            alone.command(cls=Verb)(found)
+            command = typer.main.get_command(alone)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
 app = typer.Typer(
-    cls=Group,
+    cls=Root,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -32,15 +75,6 @@ app = typer.Typer(
     aiosctl run -s @last "and the tests?"
     """,
 )
-app.command("run", cls=Verb)(run.run)
-app.add_typer(session.app, name="session")
-app.add_typer(task.app, name="task")
-app.add_typer(tool.app, name="tool")
-app.add_typer(memory.app, name="memory")
-app.add_typer(model.app, name="model")
-app.add_typer(agent.app, name="agent")
-app.command("ping", cls=Verb)(system.ping)
-app.command("status", cls=Verb)(system.status)
 
 
 @app.callback()
@@ -48,11 +82,10 @@ def _root() -> None:
     """Makes a group of the commands; its options are Group's."""
 
 
-def main() -> NoReturn:
-    """Runs the command line of this process, and ends it."""
+def main(handed: Handed | None = None) -> NoReturn:
+    """Runs the command line of this process, and ends it; or goes on with a run that has begun."""
     _prepare_streams()
-    given = Globals()
-    status = _run(sys.argv[1:], given)
+    status = _run(sys.argv[1:], Globals(), handed)
     try:
         sys.stdout.flush()
     except OSError as exc:
@@ -64,8 +97,12 @@ def main() -> NoReturn:
     raise SystemExit(status)
 
 
-def _run(argv: list[str], given: Globals) -> int:
+def _run(argv: list[str], given: Globals, handed: Handed | None) -> int:
     try:
+        if handed is not None:
+            from aiosctl.run import go_on  # late, as every command
+
+            return go_on(handed)
         args = [os.fsencode(arg).decode() for arg in argv]  # the locale may be C, what we are given is not
         status = typer.main.get_command(app).main(
             args or ["--help"], prog_name="aiosctl", standalone_mode=False, obj=given

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -12,6 +14,7 @@ import typer
 from aiosctl import inputs, render, resolve, session
 from aiosctl.answer import Watch
 from aiosctl.client import Client, typed
+from aiosctl.quick import Handed, here, title
 from aiosctl.verb import connect, globals_of
 from aiosd.errors import AiosError, Cancelled, InvalidParams, NoDaemon, NotFound
 from aiosd.protocol.sessions import SessionCreate, SessionRun
@@ -23,8 +26,6 @@ CANCEL_S = 5.0
 
 GRACE_S = 10.0
 """Seconds over a task's deadline in which the daemon can still answer that it passed."""
-
-TITLE_CHARS = 48
 
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -97,7 +98,7 @@ def run(
         raise InvalidParams(
             f"{', '.join(named)} is for a new session: what this one may do was fixed when it was made"
         )
-    workspace = session.here()
+    workspace = here()
     if write and workspace is None:
         raise InvalidParams("--write: this folder is too much to give away; go to one below it")
     words, given = inputs.task_and_inputs(task, file or [])
@@ -137,19 +138,11 @@ def run(
             else:
                 _detached(typed(raw, Task, params.method))
             return
+        limit = None if deadline is None else deadline + GRACE_S
         watch = Watch(live=render.for_people() and not json, quiet=quiet or json)
-        raw = _watched(client, params, watch)
+        raw = _watched(client, watch, lambda: client.ask(params, timeout_s=limit, on_notification=watch))
     if status := watch.finish(raw, params.method, json=json):
         raise typer.Exit(status)
-
-
-def title(words: str) -> str:
-    """The first words of a task, as a name for its session."""
-    line = " ".join(words[: 4 * TITLE_CHARS].split())
-    if len(line) <= TITLE_CHARS:
-        return line
-    cut = line[:TITLE_CHARS]
-    return cut.rpartition(" ")[0] or cut
 
 
 def read_schema(name: str) -> dict[str, Any]:
@@ -172,12 +165,22 @@ def _detached(task: Task) -> None:
         render.out(task.task_id)
 
 
-def _watched(client: Client, params: SessionRun, watch: Watch) -> bytes:
+def go_on(handed: Handed) -> int:
+    """With a plain run that `quick` has sent: the exit status."""
+    watch = Watch(live=False, quiet=False)
+    path = Path(handed.path).absolute()
+    with Client.adopted(handed.fd, path, last_id=handed.request_id, received=handed.received) as client:
+        if handed.interrupted:
+            watch.interrupt(signal.SIGINT, None)
+        raw = _watched(client, watch, lambda: client.awaited(SessionRun.method, on_notification=watch))
+    return watch.finish(raw, SessionRun.method, json=False)
+
+
+def _watched(client: Client, watch: Watch, asked: Callable[[], bytes]) -> bytes:
     """The result, once it is there. Ctrl-C cancels the task: it would go on without us."""
-    limit = None if params.timeout_s is None else params.timeout_s + GRACE_S
     before = signal.signal(signal.SIGINT, watch.interrupt)
     try:
-        return client.ask(params, timeout_s=limit, on_notification=watch)
+        return asked()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # one more leaves at once
         watch.leave()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aiosctl import render, resolve
+from aiosctl.quick import here
 from aiosctl.verb import Verb, answer, connect, noun
 from aiosd.protocol.sessions import (
     SessionClose,
@@ -23,18 +23,6 @@ from aiosd.records import Priority, Session, SessionState
 app = noun("Sessions: conversations with their own rights and memory.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id or a beginning of it, title, or @last.")]
-
-
-def here() -> str | None:
-    """The current folder as a session's workspace.
-
-    None where there is none, and for the home folder and the root, which no session is given.
-    """
-    try:
-        folder = os.getcwdb().decode()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return None if os.path.realpath(folder) in ("/", os.path.realpath(Path.home())) else folder
 
 
 @app.command("create", cls=Verb)

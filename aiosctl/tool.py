@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from aiosctl import render, resolve, session
+from aiosctl import render, resolve
 from aiosctl.client import Client, typed
+from aiosctl.quick import here
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.errors import AiosError, InvalidParams, ToolFailed
 from aiosd.protocol.sessions import SessionClose, SessionCreate
@@ -129,7 +130,7 @@ def tool_call(
 @contextmanager
 def _session_for(client: Client, name: str) -> Iterator[str]:
     """A session for one call, closed after it; that also ends a tool which Ctrl-C left running."""
-    new = SessionCreate(title=f"tool call {name}", workspace=session.here())
+    new = SessionCreate(title=f"tool call {name}", workspace=here())
     session_id = client.call(new).session_id
     try:
         yield session_id

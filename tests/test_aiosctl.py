@@ -19,7 +19,8 @@ import typer
 
 from aiosctl import main, tool
 from aiosctl.client import Client
-from aiosctl.run import seconds, title
+from aiosctl.quick import title
+from aiosctl.run import seconds
 from aiosd import errors
 from aiosd.protocol.system import SystemPing
 from tests.aiosctl_double import (
@@ -156,7 +157,7 @@ def test_a_connection_reset_is_a_sentence(ctl: Ctl, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as beside:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
-        pinging = beside.submit(ctl, "ping")
+        pinging = beside.submit(ctl, "ping", "--no-start")
         connection, _ = listener.accept()
         connection.recv(1)
         connection.close()
@@ -412,9 +413,10 @@ def test_arguments_that_are_no_pairs_or_come_twice_are_refused(pairs: list[str])
 
 
 def _verbs(command: Any, path: str) -> Iterator[tuple[str, str]]:
-    for name, each in getattr(command, "commands", {}).items():
-        yield from _verbs(each, f"{path} {name}")
-    if not hasattr(command, "commands"):
+    context = command.make_context(path, [], resilient_parsing=True)
+    for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
+        yield from _verbs(command.get_command(context, name), f"{path} {name}")
+    if not hasattr(command, "list_commands"):
         yield path, command.help
 
 
