@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from aiosd import framing
+from aiosd import framing, protocol
 from aiosd import records as r
 from aiosd.errors import InvalidParams, InvalidState, NotFound
 from aiosd.protocol.base import Params
@@ -33,6 +35,8 @@ def document(daemon: Daemon) -> dict[str, Any]:
 
 def test_discover_describes_every_method_and_its_params(daemon: Daemon, document: dict[str, Any]) -> None:
     described = {m["name"]: m for m in document["methods"]}
+    for noun in pkgutil.iter_modules(protocol.__path__):
+        importlib.import_module(f"aiosd.protocol.{noun.name}")
     assert set(described) == {m.method for m in Params.__subclasses__()}
     assert all(m["summary"] for m in described.values())
     run = {param["name"]: param for param in described["session.run"]["params"]}
