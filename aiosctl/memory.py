@@ -14,16 +14,19 @@ from aiosd.errors import InvalidParams
 from aiosd.paths import user_name
 from aiosd.protocol.memory import (
     Forgotten,
+    Lineage,
     Memories,
     MemoryForget,
     MemoryGet,
     MemoryList,
     MemoryRecall,
     MemoryRemember,
+    MemoryWhy,
     Recalled,
     Remembered,
 )
 from aiosd.protocol.sessions import SessionCreate, SessionList
+from aiosd.records import Memory
 
 app = noun("Memory: what is known about your work, across sessions.")
 
@@ -175,6 +178,40 @@ def memory_show(
         answer(ctx, client, MemoryGet(memory_id=resolve.memory(client, id, user_name())), render.record)
 
 
+@app.command("why", cls=Verb)
+def memory_why(
+    ctx: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id or a beginning of it, or @last.")],
+) -> None:
+    """Show where a memory came from, and what was made from it.
+
+    \b
+    aiosctl memory why @last
+    """
+
+    def text(found: Lineage) -> None:
+        memory, session = found.memory, found.session
+        rows: list[tuple[str, str, datetime | None, str, str]] = [_traced("memory", memory)]
+        if session is not None:
+            rows.append(("session", session.session_id, session.created_at, session.state, session.title))
+        rows += [("task", str(run.number), None, run.state, run.task) for run in found.tasks]
+        rows += [("turn", "-", turn.created_at, turn.role, turn.content) for turn in found.turns]
+        rows += [_traced("made from", each) for each in found.derived_from]
+        rows += [_traced("became", each) for each in found.derived]
+        short = render.short([id for _, id, *_ in rows])
+        render.table(
+            ["", "id", "when", "kind", "content"],
+            [(what, id, *more) for (what, _, *more), id in zip(rows, short, strict=True)],
+        )
+
+    with connect(ctx) as client:
+        answer(ctx, client, MemoryWhy(memory_id=resolve.memory(client, id, user_name())), text)
+
+
+def _traced(what: str, memory: Memory) -> tuple[str, str, datetime | None, str, str]:
+    return what, memory.memory_id, memory.created_at, _brief(memory.source), memory.content
+
+
 @app.command("forget", cls=Verb)
 def memory_forget(
     ctx: typer.Context,
@@ -187,7 +224,7 @@ def memory_forget(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many it would be.")] = False,
 ) -> None:
-    """Forget what fits every condition given.
+    """Forget what fits every condition given, and what was made from it.
 
     \b
     aiosctl memory forget 3f2a91c0

@@ -19,10 +19,10 @@ from aiosd.errors import InvalidParams
 from aiosd.memory import ranking
 from aiosd.memory.follower import Follower, open_follower
 from aiosd.memory.points import Where
-from aiosd.protocol.memory import NewMemory
+from aiosd.protocol.memory import Lineage, NewMemory, Origin
 from aiosd.records import Memory, Privacy, ScoredMemory, Session
+from aiosd.state import lineage, sessions
 from aiosd.state import memories as table
-from aiosd.state import sessions
 from aiosd.state.columns import micros
 from aiosd.state.database import Connection, Database
 from aiosd.state.memories import Scope
@@ -112,15 +112,27 @@ class Memories:
             await self._index.caught_up()
 
     async def remember(
-        self, session: Session, memories: Sequence[NewMemory], *, trust: float = 1.0
+        self,
+        session: Session,
+        memories: Sequence[NewMemory],
+        *,
+        trust: float = 1.0,
+        task_id: str | None = None,
     ) -> tuple[str, ...]:
         """Keeps all of them or none; their ids in the same order, once they are on the disk and found by recall.
 
-        Where the index cannot follow at once, what is on the disk is answered. Raises InvalidParams.
+        Where the index cannot follow at once, what is on the disk is answered. `task_id` is the run they are made in.
+        Raises InvalidParams.
         """
         now = datetime.now(UTC)
         added = [_checked(session, memory, trust, now, place) for place, memory in enumerate(memories)]
-        await self._database.write(lambda c: table.add(c, added))
+        origins = () if task_id is None else (lineage.of_task(task_id),)
+
+        def add(c: Connection) -> None:
+            table.add(c, added)
+            lineage.record(c, {memory.memory_id: origins for memory in added})
+
+        await self._database.write(add)
         await self.index(added)
         return tuple(memory.memory_id for memory in added)
 
@@ -181,7 +193,8 @@ class Memories:
         before: datetime | None = None,
         dry_run: bool = False,
     ) -> int:
-        """Removes the memories that fit every condition given, and counts them; with `dry_run` only counts.
+        """Removes the memories that fit every condition given and all that was made from them, with their text in
+        the records of runs, and counts them; with `dry_run` only counts.
 
         A query fits what contains each of its words as written, in either case: less than recall would find,
         since what is forgotten is gone. Raises InvalidParams without any condition, NotFound for no session.
@@ -193,11 +206,12 @@ class Memories:
         before = None if before is None else _in_utc(before)
 
         def fitting(c: Connection) -> tuple[str, ...]:
-            return table.select(c, scope, memory_id=memory_id, ids=ids, source=source, before=before)
+            chosen = table.select(c, scope, memory_id=memory_id, ids=ids, source=source, before=before)
+            return lineage.with_descendants(c, chosen)
 
         def remove(c: Connection) -> tuple[str, ...]:
             fitted = fitting(c)
-            table.delete(c, fitted)
+            lineage.erase(c, fitted)
             return fitted
 
         if dry_run:
@@ -205,7 +219,27 @@ class Memories:
         gone = await self._database.write(remove)
         if gone:
             await self._index.caught_up(forgotten=gone)
+            await self._database.scrub()
         return len(gone)
+
+    async def why(self, memory_id: str) -> Lineage:
+        """Where a memory came from, and what was made from it. Raises NotFound."""
+
+        def traced(c: Connection) -> Lineage:
+            memory = table.get(c, memory_id)
+            derived_from, runs, said = lineage.ancestors(c, memory)
+            return Lineage(
+                memory=memory,
+                session=sessions.find(c, memory.session_id),
+                tasks=tuple(
+                    Origin(task_id=t.task_id, number=t.number, task=t.task, state=t.state) for t in runs
+                ),
+                turns=said,
+                derived_from=derived_from,
+                derived=lineage.descendants(c, memory),
+            )
+
+        return await self._database.read(traced)
 
     async def _scope(self, session_id: str | None, user_id: str | None) -> Scope | None:
         """None is everybody."""

@@ -10,6 +10,7 @@ from aiosd.methods.services import Services, handles, scope_for, session_of
 from aiosd.protocol.memory import (
     Context,
     Forgotten,
+    Lineage,
     Memories,
     MemoryContext,
     MemoryForget,
@@ -17,6 +18,7 @@ from aiosd.protocol.memory import (
     MemoryList,
     MemoryRecall,
     MemoryRemember,
+    MemoryWhy,
     NewMemory,
     Recalled,
     Remembered,
@@ -81,6 +83,11 @@ async def memory_list(services: Services, peer: server.Peer, params: MemoryList)
 @handles(MemoryGet)
 async def memory_get(services: Services, peer: server.Peer, params: MemoryGet) -> Memory:
     return await services.database.read(lambda c: memories.get(c, params.memory_id))
+
+
+@handles(MemoryWhy)
+async def memory_why(services: Services, peer: server.Peer, params: MemoryWhy) -> Lineage:
+    return await services.memory.why(params.memory_id)
 
 
 @handles(MemoryForget)

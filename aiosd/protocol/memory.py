@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from aiosd.protocol.base import Params
-from aiosd.records import Memory, Record, ScoredMemory, Turn
+from aiosd.records import Memory, Record, ScoredMemory, Session, TaskState, Turn
 
 
 class NewMemory(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -103,12 +103,45 @@ class MemoryGet(Params[Memory], frozen=True, kw_only=True):
     returns = Memory
 
 
+class Origin(Record, frozen=True, kw_only=True):
+    """A run that a memory was made in; `aiosctl task show` has the rest of it."""
+
+    task_id: str
+    number: int
+    task: str
+    state: TaskState
+
+
+class Lineage(Record, frozen=True, kw_only=True):
+    """What has been deleted since is not here."""
+
+    memory: Memory
+    session: Session | None
+    tasks: tuple[Origin, ...]
+    """The runs that it was made in."""
+    turns: tuple[Turn, ...]
+    """What was said there."""
+    derived_from: tuple[Memory, ...]
+    derived: tuple[Memory, ...]
+    """What was made from it; forgetting it forgets those too."""
+
+
+class MemoryWhy(Params[Lineage], frozen=True, kw_only=True):
+    """Where a memory came from, and what was made from it."""
+
+    memory_id: str
+
+    method = "memory.why"
+    returns = Lineage
+
+
 class Forgotten(Record, frozen=True, kw_only=True):
     forgotten: int
 
 
 class MemoryForget(Params[Forgotten], frozen=True, kw_only=True):
-    """Removes what fits every condition given; one at least. With `dry_run`, counts only."""
+    """Removes what fits every condition given, one at least, and all that was made from it. With `dry_run`, counts
+    only."""
 
     memory_id: str | None = None
     query: str | None = None

@@ -53,7 +53,8 @@ class LedgerFailed(AiosError):
 class Database:
     """The open ledger. Both methods may be called many at once; changes happen in the order of the calls."""
 
-    def __init__(self, writer: _Lane, reader: _Lane) -> None:
+    def __init__(self, path: Path, writer: _Lane, reader: _Lane) -> None:
+        self._path = path
         self._writer = writer
         self._reader = reader
 
@@ -69,6 +70,13 @@ class Database:
         """Asks one snapshot, which holds every write that has returned."""
         return await self._reader.do(query)
 
+    async def scrub(self) -> None:
+        """Returns once what was deleted before is in none of the ledger's files; or, with a warning, after BUSY_S.
+
+        Freed pages are overwritten when they are freed, but the write-ahead log has them until it is emptied.
+        """
+        await anyio.to_thread.run_sync(_scrub, self._path)
+
 
 @asynccontextmanager
 async def open_database(path: Path) -> AsyncIterator[Database]:
@@ -81,7 +89,7 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
         _lane("ledger-writer", lambda: connect(path), _commit, GROUP) as writer,
         _lane("ledger-reader", lambda: _connect_reader(path), _query, 1) as reader,
     ):
-        yield Database(writer, reader)
+        yield Database(path, writer, reader)
 
 
 # --- threads -------------------------------------------------------------------------------------------
@@ -317,6 +325,14 @@ def _connect_reader(path: Path) -> Connection:
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None
     )
+
+
+def _scrub(path: Path) -> None:
+    # A connection of its own, since the writer's is in a transaction whenever it is given something to do.
+    with closing(sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)) as connection:
+        (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        logger.warning("the write-ahead log could not be emptied", extra={"waited_s": BUSY_S})
 
 
 def counts(c: Connection) -> dict[str, int]:

@@ -217,8 +217,9 @@ def select(
         where.append("memory_id = ?")
         values.append(memory_id)
     if source is not None:
-        where.append("source = ?")
-        values.append(source)
+        # A run is the source of its own memory, and of those that its tools made.
+        where.append("(source = ? OR memory_id IN (SELECT memory_id FROM lineage WHERE origin = ?))")
+        values += [source, source]
     if before is not None:
         where.append("created_at < ?")
         values.append(micros(before))

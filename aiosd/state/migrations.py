@@ -116,4 +116,22 @@ CREATE TABLE learnt (
 );
 """
 
-SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _SPEAKERS, _LEARNT)
+_LINEAGE = """
+-- An origin is `memory:ID` or `task:ID`. What it names may be gone: a session is deleted and its memories stay.
+CREATE TABLE lineage (
+    memory_id TEXT NOT NULL REFERENCES memories (memory_id) ON DELETE CASCADE,
+    origin    TEXT NOT NULL,
+    PRIMARY KEY (memory_id, origin)
+) WITHOUT ROWID;
+CREATE INDEX lineage_origin ON lineage (origin);
+INSERT INTO lineage (memory_id, origin) SELECT memory_id, source FROM memories
+    WHERE kind = 'task' AND source LIKE 'task:%';
+
+-- What forgetting looks through: which runs were given a memory.
+CREATE INDEX events_progress ON events (task_id) WHERE kind = 'progress';
+
+-- The last turn that has become a part of long-term memory.
+ALTER TABLE sessions ADD COLUMN consolidated INTEGER NOT NULL DEFAULT 0;
+"""
+
+SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _SPEAKERS, _LEARNT, _LINEAGE)

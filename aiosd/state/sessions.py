@@ -45,12 +45,16 @@ def insert(c: Connection, session: Session, *, system: str | None) -> None:
 
 def get(c: Connection, session_id: str) -> Session:
     """Raises NotFound."""
-    row = c.execute(
-        f"SELECT {_COLUMNS} FROM sessions WHERE session_id = ?", (known("session", session_id),)
-    ).fetchone()
-    if row is None:
+    session = find(c, known("session", session_id))
+    if session is None:
         raise NotFound(f"no session {session_id}")
-    return _session(row)
+    return session
+
+
+def find(c: Connection, session_id: str) -> Session | None:
+    """None where it has been deleted."""
+    row = c.execute(f"SELECT {_COLUMNS} FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+    return None if row is None else _session(row)
 
 
 def system(c: Connection, session_id: str) -> str | None:

@@ -41,11 +41,12 @@ from aiosd.records import (
     Turn,
     UsageEvent,
 )
-from aiosd.state import sessions, tasks
+from aiosd.state import lineage, sessions, tasks
 from aiosd.state.database import Connection, Database
 from aiosd.state.memories import add as add_memories
 from aiosd.tasks import context, steps
 from aiosd.tasks.budget import Budget
+from aiosd.tasks.recollection import ACTING, Acting
 from aiosd.tools.registry import Registry
 
 LOOKED_AT = 20
@@ -101,6 +102,7 @@ class Agent:
         self._turns: tuple[Turn, ...] = ()
         self._partial = ""
         self.priority = task.priority
+        self._acting = Acting(task.task_id)
         self._repeatable: frozenset[str] = frozenset()
         """Tools whose calls do no harm when made again."""
 
@@ -111,6 +113,7 @@ class Agent:
 
     async def run(self) -> None:
         """Works until the task has an outcome, or needs the user, and keeps that. A bug rises."""
+        ACTING.set(self._acting)
         try:
             with anyio.fail_after(self._params.timeout_s):
                 answer = await self._work()
@@ -305,6 +308,9 @@ class Agent:
             created_at=now,
         )
         session_id = self._session.session_id
+        given = {m.memory_id for m in context.recalled(self._journal)}
+        quoted = {source.ref for source in result.sources if source.kind == "memory"}
+        rests_on = (given if result.generated else quoted) | self._acting.recalled
 
         def keep(c: Connection) -> None:
             for role, content in (("user", self._params.task), ("assistant", message.text)):
@@ -317,7 +323,13 @@ class Agent:
                         privacy=privacy,
                     )
                     sessions.add_turn(c, session_id, turn)
-            add_memories(c, [memory])
+            if lineage.are_there(
+                c, rests_on
+            ):  # what was forgotten meanwhile does not come back as a run's memory
+                add_memories(c, [memory])
+                made_from = rests_on | set(lineage.made_in(c, self._task.task_id))
+                origins = [lineage.of_task(self._task.task_id), *map(lineage.of_memory, made_from)]
+                lineage.record(c, {memory.memory_id: origins})
             sessions.touch(c, session_id, now)
             tasks.finish(c, self._task.task_id, result=result, error=None)
 

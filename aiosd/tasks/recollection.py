@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Annotated
 
 import msgspec
@@ -11,6 +12,18 @@ from aiosd.memory.memory import Memories, scope_of
 from aiosd.protocol.memory import NewMemory
 from aiosd.records import Session
 from aiosd.tools.kernel import KernelTool, kernel_tool
+
+
+class Acting(msgspec.Struct):
+    """The run that calls these tools."""
+
+    task_id: str
+    recalled: set[str] = msgspec.field(default_factory=set)
+    """Ids of the memories that they gave it: what it says may rest on them."""
+
+
+ACTING: ContextVar[Acting | None] = ContextVar("acting", default=None)
+"""None where the user calls a tool themselves."""
 
 MODEL_TRUST = 0.5
 """Trust in what a model chose to remember; what the user said is 1."""
@@ -25,8 +38,12 @@ def memory_tools(memories: Memories) -> Mapping[str, KernelTool]:
         Args:
             content: The fact, in a sentence that can be understood alone.
         """
+        acting = ACTING.get()
         await memories.remember(
-            session, [NewMemory(content=content, source="tool:remember")], trust=MODEL_TRUST
+            session,
+            [NewMemory(content=content, source="tool:remember")],
+            trust=MODEL_TRUST,
+            task_id=acting.task_id if acting else None,
         )
         return f"Remembered: {content}"
 
@@ -44,6 +61,8 @@ def memory_tools(memories: Memories) -> Mapping[str, KernelTool]:
         found = await memories.recall(scope_of(session), query, n=n)
         # Private memories stay out of a session whose text may leave: a tool's result is part of the next prompt.
         open_to = [m for m in found if session.privacy == "local" or m.privacy == "any"]
+        if (acting := ACTING.get()) is not None:
+            acting.recalled.update(m.memory_id for m in open_to)
         return "\n".join(f"[{m.created_at.isoformat()}] {m.content}" for m in open_to) or "Nothing found."
 
     return {
