@@ -160,8 +160,10 @@ class Watch:
         if not result.generated:
             render.notice(f"quoted, not generated; for a model: {next_step(result.decision)}")
             return
-        if result.decision is not None and result.decision.truncated:
-            render.notice(result.decision.truncated)
+        if result.decision is not None:
+            for said in (result.decision.dropped, result.decision.truncated):
+                if said:
+                    render.notice(said)
         for source in result.sources:
             self._aside(f"{source.kind} {source.ref}: {source.text}")
         if result.cost_usd:

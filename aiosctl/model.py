@@ -203,8 +203,9 @@ def model_infer(
 def notes(reply: Reply) -> None:
     if reply.stop_reason == "max_tokens":
         render.notice("the reply stops early: max_tokens")
-    if reply.decision.truncated:
-        render.notice(reply.decision.truncated)
+    for said in (reply.decision.dropped, reply.decision.truncated):
+        if said:
+            render.notice(said)
     if reply.cost_usd:
         render.aside(f"{reply.backend}: ${reply.cost_usd:.4f}, {reply.decision.reason}")
 

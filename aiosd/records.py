@@ -76,6 +76,8 @@ class Decision(Record, frozen=True, kw_only=True):
     reason: str
     candidates: tuple[Candidate, ...]
     took_s: float | None = None
+    dropped: str | None = None
+    """What was left out of the prompt to fit the model's window, in a sentence."""
     truncated: str | None = None
     """Where the backend read less of the prompt than it was sent: a sentence that says how much."""
 

@@ -85,7 +85,7 @@ async def test_a_prompt_over_the_window_is_refused_and_not_cut(kind: Kind) -> No
     """By us where it is too much by any guess, else by the server, which can count."""
     async with serving(kind) as one:
         if kind == "ollama":
-            one._window = 512  # type: ignore[union-attr]  # small enough for any machine
+            one.window.tokens = 512  # small enough for any machine
         words = "one two three " * (200 if kind == "ollama" else 400_000)
         with pytest.raises(BackendFailed) as caught:
             [_ async for _ in one.stream(user(words, max_tokens=5))]

@@ -6,18 +6,20 @@ from contextlib import aclosing
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosd import config
 from aiosd.models import ollama, window
-from aiosd.models.backend import BackendFailed, Done, Message, ModelRequest
+from aiosd.models.backend import BackendFailed, Done, Message, ModelRequest, Spare, ToolSpec
 from aiosd.models.openai import OpenAI
+from aiosd.records import ToolUse
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import Held, OllamaDouble
 from tests.doubles.openai_double import OpenAIDouble
-from tests.doubles.pools import near, pool_of, user
+from tests.doubles.pools import near, pool_of, user, why
 
 pytestmark = pytest.mark.anyio
 
@@ -122,7 +124,9 @@ async def test_reported_tokens_correct_the_estimate() -> None:
 @given(st.text(max_size=200), st.floats(1, 7), st.integers(1, 10**6))
 def test_what_is_refused_is_over_the_window_by_any_guess(text: str, ratio: float, room: int) -> None:
     size = window.size_bytes(ModelRequest(messages=(Message(role="user", content=text),)))
-    if window.refusal(size, ratio, room) is not None:
+    small = window.Window(room)
+    small.ratio = ratio
+    if small.refusal(size) is not None:
         assert window.tokens(size, ratio) > room
     assert size >= len(text.encode())
 
@@ -195,3 +199,136 @@ async def test_the_times_that_llama_cpp_reports_are_kept() -> None:
         found = await done(one, user("hi"))
         await one.aclose()
     assert (found.load_s, found.prompt_s, found.output_s) == (None, 0.25, 1.5)
+
+
+# --- what is left out to fit --------------------------------------------------------------------------------------
+
+LONG = "x" * 1000
+SPEC = ToolSpec(name="search", description=LONG, input_schema={"type": "object"})
+CALLED = ToolSpec(name="read", description=LONG, input_schema={"type": "object"})
+
+
+def whole() -> ModelRequest:
+    """Of everything that a task can be sent something, 1,000 bytes each."""
+    call = ToolUse(call_id="c", name="read", arguments={})
+    told = Spare(kind="memory", role="system", content="", head="the rules", title="\nNotes:\n")
+    return ModelRequest(
+        messages=(
+            told.with_pieces([f"best {LONG}", f"worst {LONG}"]),
+            Spare(kind="turn", role="user", content=f"first {LONG}"),
+            Spare(kind="turn", role="assistant", content=f"second {LONG}"),
+            Spare(kind="turn", role="user", content=f"third {LONG}"),
+            Spare(kind="input", role="user", content="").with_pieces([f"short {LONG}", f"long {LONG * 3}"]),
+            Message(role="user", content=f"the task {LONG}"),
+            Message(role="assistant", content="", tool_calls=(call,)),
+            Spare(kind="result", role="tool", content=f"gave {LONG}", call_id="c", name="read"),
+        ),
+        tools=(SPEC, CALLED),
+    )
+
+
+def texts(request: ModelRequest) -> str:
+    return " ".join(m.content for m in request.messages) + " ".join(t.name for t in request.tools)
+
+
+@pytest.mark.parametrize(
+    ("less", "dropped"),
+    [
+        (0, ()),
+        (1, ("2 turns",)),  # an answer goes with what it answered
+        (2000, ("2 turns",)),
+        (2100, ("3 turns",)),
+        (3100, ("3 turns", "1 memory")),
+        (5000, ("3 turns", "2 memories")),
+        (5400, ("3 turns", "2 memories", "321 bytes of tool results")),
+        (6000, ("3 turns", "2 memories", "605 bytes of tool results", "1 tool")),
+        (7500, ("3 turns", "2 memories", "605 bytes of tool results", "1 tool", "749 bytes of the input")),
+        (9**9, ("3 turns", "2 memories", "605 bytes of tool results", "1 tool", "3,211 bytes of the input")),
+    ],
+)
+def test_what_is_left_out_follows_the_stated_order(less: int, dropped: tuple[str, ...]) -> None:
+    request = whole()
+    fitted = window.fit(request, window.size_bytes(request) - less)
+    assert fitted.dropped == dropped
+    assert fitted.size == window.size_bytes(fitted.request)
+    if less < 8000:
+        assert fitted.size <= window.size_bytes(request) - less
+    left = texts(fitted.request)
+    for stays in ("the rules", f"the task {LONG}", "gave", "read", "short", "long"):
+        assert stays in left
+
+
+def test_the_middle_goes_and_the_longest_text_first() -> None:
+    request = whole()
+    fitted = window.fit(request, window.size_bytes(request) - 8000)
+    (given,) = [m for m in fitted.request.messages if isinstance(m, Spare) and m.kind == "input"]
+    short, long = given.pieces
+    assert short == f"short {LONG}"
+    assert long.startswith("long x") and long.endswith("xxx") and "bytes left out" in long
+
+
+@given(st.data())
+def test_the_task_is_never_left_out_and_nothing_is_for_nothing(data: st.DataObject) -> None:
+    text = st.text(max_size=900)
+    kinds = st.lists(st.tuples(st.sampled_from(["turn", "result", "input"]), text), max_size=12)
+    told = Spare(kind="memory", role="system", content="", head=data.draw(text), title="Notes:\n")
+    messages: list[Message] = [told.with_pieces(data.draw(st.lists(text, max_size=5)))]
+    for kind, content in data.draw(kinds):
+        spare = Spare(kind=kind, role="tool" if kind == "result" else "user", content=content)  # type: ignore[arg-type]
+        messages.append(spare.with_pieces([content, content]) if kind == "input" else spare)
+    task = Message(role="user", content=data.draw(text))
+    request = ModelRequest(messages=(*messages, task))
+    most = data.draw(st.integers(0, 20_000))
+    fitted = window.fit(request, most)
+    assert fitted.request.messages[-1] == task
+    assert fitted.request.messages[0].content.startswith(told.head)
+    assert fitted.size == window.size_bytes(fitted.request) <= window.size_bytes(request)
+    assert bool(fitted.dropped) == (fitted.request != request) or fitted.size == window.size_bytes(request)
+    if window.size_bytes(request) <= most:
+        assert fitted.request is request
+    "".join(m.content for m in fitted.request.messages).encode()
+
+
+async def test_what_was_left_out_is_said_and_the_rest_is_sent() -> None:
+    async with (
+        OllamaDouble(models={"small": Held(context_length=1000)}) as double,
+        pool_of({"small": near(double.url)}) as pool,
+    ):
+        turns = [Spare(kind="turn", role="user", content=f"{i} {LONG}") for i in range(9)]
+        task = Message(role="user", content="the task")
+        reply = await pool.reply(ModelRequest(messages=(*turns, task), max_tokens=9000))
+        fits = await pool.reply(user("hi"))
+    body, _ = double.chats()
+    assert reply.decision.dropped == "left out, to fit the window of 1,000 tokens: 7 turns"
+    assert fits.decision.dropped is None
+    assert [m["content"][:8] for m in body["messages"]] == ["7 xxxxxx", "8 xxxxxx", "the task"]
+
+
+async def test_a_larger_window_is_asked_before_an_input_is_cut() -> None:
+    given = Spare(kind="input", role="user", content="").with_pieces([LONG * 9])
+    request = ModelRequest(messages=(given, Message(role="user", content="the task")))
+    async with (
+        OllamaDouble(models={"small": Held(), "large": Held()}) as double,
+        pool_of(
+            {"a": near(double.url, "small", context=1000), "b": near(double.url, "large", context=9000)}
+        ) as pool,
+    ):
+        reply = await pool.reply(request)
+        named = await pool.reply(msgspec.structs.replace(request, backend="a"))
+    assert reply.backend == "b" and reply.decision.dropped is None
+    assert why(reply)["a"] == "its window is too small for all of this"
+    assert (named.decision.dropped or "").endswith("bytes of the input")
+
+
+async def test_a_server_that_says_its_window_is_believed() -> None:
+    """vLLM's way; of others nothing is left out."""
+    for card, sent in (({"max_model_len": 1000}, 3), ({}, 10)):
+        async with OpenAIDouble() as double:
+            double.card = card
+            one = OpenAI("near", config.Backend(kind="openai", url=double.base, model="m"), {})
+            turns = [Spare(kind="turn", role="user", content=f"{i} {LONG}") for i in range(9)]
+            found = await done(one, ModelRequest(messages=(*turns, Message(role="user", content="task"))))
+            await one.aclose()
+        (body,) = double.chats()
+        assert len(body["messages"]) == sent
+        assert (found.dropped is None) == (sent == 10)

@@ -32,12 +32,30 @@ __all__ = [
     "Message",
     "ModelRequest",
     "Reply",
+    "Spare",
     "TextDelta",
     "ThinkingDelta",
     "ToolCallDelta",
     "ToolSpec",
     "Wait",
 ]
+
+
+class Spare(Message, frozen=True, kw_only=True):
+    """A message that may be shortened or left out where a window is too small for all of it: `window.fit` says in
+    which order. `content` is the whole of it."""
+
+    kind: Literal["turn", "memory", "result", "input"]
+    head: str = ""
+    """Stays where no piece does."""
+    title: str = ""
+    """Stands between the head and the pieces, where there are any."""
+    pieces: tuple[str, ...] = ()
+    """A line or more each."""
+
+    def with_pieces(self, pieces: Sequence[str]) -> Spare:
+        content = self.head + (self.title + "\n".join(pieces) if pieces else "")
+        return msgspec.structs.replace(self, content=content, pieces=tuple(pieces))
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +114,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     """Reading the part of the prompt that was not cached."""
     output_s: float | None = None
     """Writing the answer, its first token included."""
+    dropped: str | None = None
+    """What was left out of the prompt to fit the model's window, in a sentence."""
     truncated: str | None = None
     """Where the backend read less of the prompt than it was sent: a sentence that says how much."""
 

@@ -8,13 +8,14 @@ import string
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import msgspec
 
 from aiosd import config
-from aiosd.models.backend import BackendFailed
+from aiosd.models.backend import BackendFailed, ModelRequest
 
 CONNECT_S = 2.0
 READ_S = 300.0
@@ -80,6 +81,17 @@ def call_id() -> str:
     """An id for a tool call, ours: some servers count from 0 in each reply, or give none. Nine letters and digits
     are what the strictest one takes back (Mistral)."""
     return "".join(random.choices(string.ascii_letters + string.digits, k=9))
+
+
+def tools_of(request: ModelRequest) -> list[dict[str, Any]]:
+    """Its tools, as Ollama takes them too."""
+    return [
+        {
+            "type": "function",
+            "function": {"name": t.name, "description": t.description, "parameters": t.input_schema},
+        }
+        for t in request.tools
+    ]
 
 
 def retry_after_s(value: str | None, now: float) -> float:

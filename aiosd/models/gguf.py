@@ -23,6 +23,7 @@ from aiosd.child import Call, Child, ChildDied, Held, open_child
 from aiosd.errors import DeadlineExceeded
 from aiosd.models.backend import BackendFailed, Delta, Done, Message, ModelRequest, ToolSpec
 from aiosd.models.openai import OpenAI
+from aiosd.models.window import Window
 
 INSTALL = "pip install 'aiosd[gguf]'"
 CONTEXT = 8192
@@ -93,6 +94,10 @@ class Gguf:
         async with self._serving() as server:
             return await server.input_tokens(ModelRequest(messages=tuple(messages), tools=tuple(tools)))
 
+    @property
+    def window(self) -> Window:
+        return self._server.window if self._server is not None else Window(self._context)
+
     async def resident(self) -> bool:
         """The model is in memory: a request does not wait for it."""
         return self._child.is_ready
@@ -115,6 +120,7 @@ class Gguf:
             url=f"{url}/v1",
             model=self.model,
             slots=self.slots,
+            context=self._context,
             key_env=_KEY,
             local=self.local,
         )

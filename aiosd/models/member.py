@@ -10,10 +10,11 @@ import anyio
 import msgspec
 
 from aiosd.config import TIERS
-from aiosd.models.backend import Backend, BackendFailed, Done, ModelRequest
+from aiosd.models.backend import Backend, BackendFailed, Done, ModelRequest, Spare
 from aiosd.models.breaker import STALLED_S, Breaker, patience_s
 from aiosd.models.estimator import Learnt, Observed, Prediction, assumed, learn, learn_load, predict
 from aiosd.models.router import NOW, QUOTING, Standing
+from aiosd.models.window import PER_MESSAGE, Window
 from aiosd.records import BackendInfo, Candidate, Tier, Tokens
 
 LOAD_S = 300.0
@@ -60,17 +61,23 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Size(msgspec.Struct, frozen=True):
-    """A request, as far as it takes time."""
+    """A request, as far as it takes time and room."""
 
     prompt_chars: int
+    least_chars: int
+    """Without the session's turns and what was recalled, which a small window may do without."""
     request: ModelRequest
 
 
 def size(request: ModelRequest) -> Size:
-    chars = sum(len(m.content) + 16 for m in request.messages)
+    chars = spare = 0
+    for message in request.messages:
+        chars += len(message.content) + PER_MESSAGE
+        if isinstance(message, Spare) and message.kind in ("turn", "memory"):
+            spare += len(message.content) - len(message.head)
     if request.tools:
         chars += len(msgspec.json.encode(request.tools))
-    return Size(chars, request)
+    return Size(chars, chars - spare, request)
 
 
 class Member:
@@ -113,6 +120,8 @@ class Member:
         backend, learnt = self.backend, self.learnt
         quotes = backend.kind == QUOTING
         predicted = NOW if quotes else self.predicted(now, asked, wait_s)
+        window: Window | None = getattr(backend, "window", None)
+        room_ = None if window is None else window.room(asked.request.max_tokens)
         cost_usd = 0.0
         if self.paid:
             prompt_tokens = asked.prompt_chars / learnt.chars_per_token
@@ -126,6 +135,7 @@ class Member:
             ranks=self.ranks,
             price_in=backend.price_in,
             price_out=backend.price_out,
+            holds=room_ is None or asked.least_chars <= room_ * learnt.chars_per_token,
             takes_tools=getattr(backend, "takes_tools", True),
             down=tried if tried is not None else self.breaker.down(now),
             tried=tried is not None,

@@ -37,9 +37,10 @@ from aiosd.models.endpoint import (
     call_id,
     retry_after_s,
     said,
+    tools_of,
 )
 from aiosd.models.router import must_stay, outgoing
-from aiosd.models.window import BYTES_PER_TOKEN, cut, learnt, refusal, size_bytes
+from aiosd.models.window import Fitted, Window
 from aiosd.records import Tokens, ToolUse
 
 if TYPE_CHECKING:
@@ -311,10 +312,9 @@ class Ollama:
         self.local = self._near
         self._looked = False
         self._server = server
-        self._window = backend.context
-        """Its `num_ctx`: one for all requests, since Ollama loads a model anew where it changes. None until the
-        server was asked, and for what runs elsewhere, which has a window of its own."""
-        self._ratio = BYTES_PER_TOKEN
+        self.window = Window(backend.context)
+        """Its `num_ctx`: one for all requests, since Ollama loads a model anew where it changes. Not known until the
+        server was asked, nor for what runs elsewhere, which has a window of its own."""
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         stays = must_stay(request)
@@ -327,11 +327,10 @@ class Ollama:
             )
         if request.tools and not self.takes_tools:
             raise BackendFailed(f"`{self.model}` takes no tools", fault="request")
-        request = outgoing(request, local=self.local)
-        size, window = size_bytes(request), self._window
-        if window is not None and (why := refusal(size, self._ratio, window)) is not None:
+        fitted = self.window.fit(outgoing(request, local=self.local))
+        if (why := self.window.refusal(fitted.size)) is not None:
             raise BackendFailed(f"`{self.model}` {why}", fault="request")
-        body = _body(self.model, request, window)
+        body = _body(self.model, fitted.request, self.window.tokens)
         async with contextlib.aclosing(self._server.chat(body)) as lines:
             async for line in lines:
                 chunk = self._server.convert(line, _Chunk)
@@ -346,22 +345,20 @@ class Ollama:
                         ToolUse(call_id=call_id(), name=call.function.name, arguments=call.function.arguments)
                     )
                 if chunk.done:
-                    yield self._done(chunk, size, window)
+                    yield self._done(chunk, fitted)
                     return
         raise BackendFailed(f"{self.url} ended the reply of `{self.model}` before it was done")
 
-    def _done(self, chunk: _Chunk, size: int, window: int | None) -> Done:
+    def _done(self, chunk: _Chunk, fitted: Fitted) -> Done:
         read = chunk.prompt_eval_count
-        truncated = None if window is None else cut(size, self._ratio, window, read)
-        if truncated is None:
-            self._ratio = learnt(self._ratio, size, read)
         return Done(
             stop_reason="max_tokens" if chunk.done_reason == "length" else "end_turn",
             usage=Tokens(input_tokens=read, output_tokens=chunk.eval_count),
             load_s=_seconds(chunk.load_duration),
             prompt_s=_seconds(chunk.prompt_eval_duration),
             output_s=_seconds(chunk.eval_duration),
-            truncated=truncated,
+            dropped=self.window.said(fitted.dropped),
+            truncated=self.window.read(fitted.size, read),
         )
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
@@ -405,8 +402,8 @@ class Ollama:
         self.takes_tools = "tools" in show.capabilities
         self.local = self._near and not show.remote_host
         self._looked = True
-        if self._window is None and not (show.remote_host or is_cloud(self.model)):
-            self._window = min(show.context_length or CONTEXT_UNKNOWN, CONTEXT_MOST)
+        if self.window.tokens is None and not (show.remote_host or is_cloud(self.model)):
+            self.window.tokens = min(show.context_length or CONTEXT_UNKNOWN, CONTEXT_MOST)
 
 
 def server(name: str, backend: config.Backend, environ: Mapping[str, str]) -> Server:
@@ -435,13 +432,7 @@ def _body(model: str, request: ModelRequest, window: int | None) -> dict[str, An
         "options": {"num_predict": request.max_tokens} | ({} if window is None else {"num_ctx": window}),
     }
     if request.tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": t.name, "description": t.description, "parameters": t.input_schema},
-            }
-            for t in request.tools
-        ]
+        body["tools"] = tools_of(request)
     if request.schema is not None:
         body["format"] = request.schema
     return body

@@ -11,23 +11,35 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import msgspec
 
 from aiosd import config
+from aiosd.models import completions
 from aiosd.models.backend import (
     BackendFailed,
     Delta,
     Done,
     Embedded,
-    Message,
     ModelRequest,
     TextDelta,
     ThinkingDelta,
     ToolCallDelta,
+)
+from aiosd.models.completions import (
+    STOP,
+    Calls,
+    Cards,
+    Chunk,
+    InputTokens,
+    Piece,
+    Timings,
+    Vectors,
+    body_of,
+    is_own,
+    seconds,
 )
 from aiosd.models.endpoint import (
     CONNECT_S,
@@ -36,13 +48,13 @@ from aiosd.models.endpoint import (
     REFUSED_S,
     STALLED_S,
     Endpoint,
-    call_id,
     retry_after_s,
     said,
 )
 from aiosd.models.ollama import is_cloud
 from aiosd.models.router import must_stay, outgoing
-from aiosd.records import StopReason, Tokens, ToolUse
+from aiosd.models.window import Fitted, Window, fit, size_bytes, too_long
+from aiosd.records import StopReason, Tokens
 
 if TYPE_CHECKING:
     import httpx2
@@ -50,9 +62,10 @@ if TYPE_CHECKING:
 
 NO_KEY = "unused"
 """Sent where the config names no key: local servers ask for none, the package insists on one."""
-OWN_HOSTS = ("openai.com", "openai.azure.com")
-"""They take the limit as `max_completion_tokens` only, for their newer models; many other servers know only
-`max_tokens`."""
+SMALL = 1024
+"""Bytes of a prompt that any window holds: for a longer one the server is asked how large its own is."""
+SLACK = 0.97
+"""Of the length that a count says would fit: tokens are not spread evenly."""
 HEADERS = frozenset(
     {
         "accept",
@@ -69,71 +82,6 @@ HEADERS = frozenset(
 """What a request carries. By the last one the package knows that its answer is wanted as it came. No header that the package takes from the environment (OPENAI_ORG_ID,
 OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS), nor what it tells about the machine."""
 
-_STOP: dict[str, StopReason] = {"length": "max_tokens", "content_filter": "refusal"}
-
-
-class _Function(msgspec.Struct):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _CallPiece(msgspec.Struct):
-    index: int | None = None
-    function: _Function | None = None
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    """Not OpenAI's: llama.cpp's and DeepSeek's."""
-    reasoning: str | None = None
-    """Not OpenAI's: vLLM's and OpenRouter's."""
-    tool_calls: list[_CallPiece] | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Timings(msgspec.Struct):
-    """Not OpenAI's: llama.cpp's, in the last event."""
-
-    prompt_ms: float | None = None
-    predicted_ms: float | None = None
-
-
-class _Chunk(msgspec.Struct):
-    """An event of the stream."""
-
-    choices: list[_Choice] | None | msgspec.UnsetType = msgspec.UNSET
-    usage: _Usage | None = None
-    timings: _Timings | None = None
-    error: Any = None
-    """Under status 200: `{"message"}`, or the message."""
-
-
-_chunk = msgspec.json.Decoder(_Chunk)
-
-
-class _Vector(msgspec.Struct):
-    index: int
-    embedding: tuple[float, ...]
-
-
-class _Vectors(msgspec.Struct):
-    data: list[_Vector]
-
-
-class _InputTokens(msgspec.Struct):
-    input_tokens: int
-
 
 class OpenAI:
     """One model of one server."""
@@ -149,6 +97,11 @@ class OpenAI:
         self.slots = backend.slots
         self.price_in = backend.price_in
         self.price_out = backend.price_out
+        self.window = Window(backend.context)
+        self._counts = False
+        """Whether the server tells the tokens of a prompt before it reads it."""
+        self._asked = is_own(backend.url or "")
+        """Whether it was asked for its window; OpenAI's own does not say."""
         self._endpoint = Endpoint(name, backend, backend.url or "", environ)
         self._made: openai.AsyncOpenAI | None = None
         self._making = anyio.Lock()
@@ -159,9 +112,10 @@ class OpenAI:
             raise BackendFailed("it is remote, and this text stays on the machine", fault="request")
         stop_reason: StopReason | None = None
         usage = Tokens()
-        timings = _Timings()
-        calls = _Calls(self.model, request.max_tokens)
-        async with contextlib.aclosing(self._chunks(outgoing(request, local=self.local))) as chunks:
+        timings = Timings()
+        calls = Calls(self.model, request.max_tokens)
+        fitted = await self._fitted(outgoing(request, local=self.local))
+        async with contextlib.aclosing(self._chunks(fitted.request)) as chunks:
             async for chunk in chunks:
                 if chunk.usage is not None:  # some servers send it with each chunk: the last one counts
                     usage = Tokens(
@@ -170,7 +124,7 @@ class OpenAI:
                     )
                 timings = chunk.timings or timings
                 for choice in chunk.choices or ():
-                    delta = choice.delta or _Delta()
+                    delta = choice.delta or Piece()
                     if thinking := delta.reasoning_content or delta.reasoning:
                         yield ThinkingDelta(thinking)
                     if text := delta.content or delta.refusal:
@@ -180,7 +134,7 @@ class OpenAI:
                     for piece in delta.tool_calls or ():
                         calls.add(piece)
                     if choice.finish_reason is not None:
-                        stop_reason = stop_reason or _STOP.get(choice.finish_reason, "end_turn")
+                        stop_reason = stop_reason or STOP.get(choice.finish_reason, "end_turn")
         if stop_reason is None:
             raise BackendFailed(f"{self.url} ended the reply of `{self.model}` before it was done")
         for call in calls.whole(cut_off=stop_reason == "max_tokens"):
@@ -188,8 +142,10 @@ class OpenAI:
         yield Done(
             stop_reason=stop_reason,
             usage=usage,
-            prompt_s=_seconds(timings.prompt_ms),
-            output_s=_seconds(timings.predicted_ms),
+            prompt_s=seconds(timings.prompt_ms),
+            output_s=seconds(timings.predicted_ms),
+            dropped=self.window.said(fitted.dropped),
+            truncated=self.window.read(fitted.size, usage.input_tokens),
         )
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
@@ -204,7 +160,7 @@ class OpenAI:
                 cast_to=object,
                 body={"model": self.model, "input": list(texts), "encoding_format": "float"},
             )
-            found = sorted(msgspec.convert(answer, _Vectors).data, key=lambda v: v.index)
+            found = sorted(msgspec.convert(answer, Vectors).data, key=lambda v: v.index)
         if [v.index for v in found] != list(range(len(texts))):
             raise BackendFailed(f"{self.url} gave {len(found)} vectors for {len(texts)} texts")
         vectors = tuple(v.embedding for v in found)
@@ -230,28 +186,73 @@ class OpenAI:
         Raises BackendFailed.
         """
         client = await self._client()
-        body = _body(self.model, self.url or "", request)
+        body = body_of(self.model, self.url or "", request)
         with self._failing():
             counted = await client.post("/chat/completions/input_tokens", body=body, cast_to=object)
-            return msgspec.convert(counted, _InputTokens).input_tokens
+            return msgspec.convert(counted, InputTokens).input_tokens
 
     async def aclose(self) -> None:
         if self._made is not None:
             await self._made.close()
 
-    async def _chunks(self, request: ModelRequest) -> AsyncGenerator[_Chunk, None]:
+    async def _fitted(self, request: ModelRequest) -> Fitted:
+        """The request as the window holds it, by the server's own count where it has one. Raises BackendFailed where
+        the window cannot hold it."""
+        size = size_bytes(request)
+        if not self._asked and size > SMALL:
+            await self._look()
+        fitted = Fitted(request=request, size=size)
+        room = self.window.room(request.max_tokens)
+        # A token has a byte at least; the other half is for what a template adds.
+        while room is not None and fitted.size > room // 2:
+            try:
+                counted = await self.input_tokens(fitted.request) if self._counts else None
+            except BackendFailed:  # it takes no such request, or is gone: that, the request itself will tell
+                counted = None
+            if counted is None:
+                fitted = self.window.fit(request)
+                if (why := self.window.refusal(fitted.size)) is not None:
+                    raise BackendFailed(f"`{self.model}` {why}", fault="request")
+                break
+            if counted <= room:
+                break
+            smaller = fit(request, int(fitted.size * room / counted * SLACK))
+            if smaller.size >= fitted.size:  # nothing more can go
+                assert self.window.tokens is not None
+                if counted >= self.window.tokens:
+                    why = too_long(self.window.tokens, f"{counted:,}")
+                    raise BackendFailed(f"`{self.model}` {why}", fault="request")
+                break
+            fitted = smaller
+        return fitted
+
+    async def _look(self) -> None:
+        """Asks for the window, and whether it counts tokens. Most servers say neither."""
+        client = await self._client()
+        with contextlib.suppress(BackendFailed, TimeoutError), anyio.fail_after(PROBE_S), self._failing():
+            cards = msgspec.convert(await client.get("/models", cast_to=object), Cards).data
+            self._asked = True
+            card = next((c for c in cards if c.id == self.model), cards[0] if len(cards) == 1 else None)
+            if card is None:
+                return
+            self._counts = card.owned_by == "llamacpp"
+            said = card.max_model_len or (card.meta.n_ctx if card.meta else None)
+            if said is not None:
+                self.window.tokens = min(said, self.window.tokens or said)
+
+    async def _chunks(self, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
         client = await self._client()
         with self._failing():
             # The bytes as they came: with the package's objects an event takes 140 us of CPU instead of 60.
             raw: Any = await client.chat.completions.with_raw_response.create(
-                **_body(self.model, self.url or "", request)
+                **body_of(self.model, self.url or "", request)
             )
             response: httpx2.Response = raw.http_response
             try:
                 async for data in _events(response.aiter_bytes()):
                     if data == b"[DONE]":
                         return
-                    chunk = _chunk.decode(data)
+                    chunk = completions.chunk.decode(data)
                     if chunk.error is not None:
                         raise BackendFailed(f"`{self.model}` broke off: {self._said_in(chunk.error)}")
                     if chunk.choices is msgspec.UNSET:
@@ -367,89 +368,9 @@ async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
                 yield data
 
 
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
-
-
-class _Calls:
-    """Tool calls, joined from their pieces by index."""
-
-    def __init__(self, model: str, max_tokens: int) -> None:
-        self._model = model
-        self._max_tokens = max_tokens
-        self._pieces: dict[int, list[_Function]] = {}
-
-    def add(self, piece: _CallPiece) -> None:
-        # Gemini's server leaves the index out, and sends each call whole.
-        index = len(self._pieces) if piece.index is None else piece.index
-        self._pieces.setdefault(index, []).append(piece.function or _Function())
-
-    def whole(self, *, cut_off: bool) -> Iterator[ToolUse]:
-        """Raises BackendFailed for arguments that are no JSON object."""
-        for _, pieces in sorted(self._pieces.items()):
-            name = next((piece.name for piece in pieces if piece.name), "")
-            text = "".join(piece.arguments or "" for piece in pieces)
-            try:
-                # Some servers send nothing for a tool without parameters.
-                arguments = msgspec.json.decode(text or "{}", type=dict[str, Any])
-            except msgspec.DecodeError:
-                if cut_off:
-                    raise BackendFailed(
-                        f"`{self._model}` was cut off in its call of `{name}` by max_tokens = {self._max_tokens}",
-                        fault="request",
-                    ) from None
-                raise BackendFailed(
-                    f"`{self._model}` called `{name}` with arguments that are no JSON object"
-                ) from None
-            yield ToolUse(call_id=call_id(), name=name, arguments=arguments)
-
-
 def _sentence(exc: openai.APIStatusError) -> str:
     """The server's message: `{"error": {"message"}}`, or whatever it sent instead."""
     body = exc.body
     if isinstance(body, Mapping):
         return str(body.get("message") or body.get("error") or body.get("detail") or exc.message)
     return str(body or exc.message)
-
-
-def _body(model: str, url: str, request: ModelRequest) -> dict[str, Any]:
-    own = (urlsplit(url).hostname or "").endswith(OWN_HOSTS)
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [_message(m) for m in request.messages],
-        "max_completion_tokens" if own else "max_tokens": request.max_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if request.tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": t.name, "description": t.description, "parameters": t.input_schema},
-            }
-            for t in request.tools
-        ]
-    if request.schema is not None:
-        # Not `strict`: it takes only schemas of one form, and the pool checks the answer anyway.
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": request.schema},
-        }
-    return body
-
-
-def _message(message: Message) -> dict[str, Any]:
-    wire: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        wire["content"] = message.content or None
-        wire["tool_calls"] = [
-            {
-                "id": c.call_id,
-                "type": "function",
-                "function": {"name": c.name, "arguments": msgspec.json.encode(c.arguments).decode()},
-            }
-            for c in message.tool_calls
-        ]
-    if message.role == "tool":
-        wire["tool_call_id"] = message.call_id
-    return wire

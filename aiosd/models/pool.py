@@ -132,7 +132,8 @@ class Pool:
             else:
                 self._keep()
                 decision = self._decision(request, choice, members, failed, started, seat)
-                decision = msgspec.structs.replace(decision, truncated=got.done.truncated)
+                done = got.done
+                decision = msgspec.structs.replace(decision, dropped=done.dropped, truncated=done.truncated)
                 return _reply(member, got, bill, decision)
 
     def prioritize(self, task_id: str, priority: Priority) -> None:

@@ -25,6 +25,7 @@ WAYS_OUT = (
     "Ways out: install Ollama (https://ollama.com/download) and pull a model, "
     "or name a server with its key under [models.backends] in config.toml"
 )
+TOO_SMALL = "its window is too small for all of this"
 LIST = "aiosctl model list"
 PULL = "aiosctl model pull llama3.2"
 """2 GB, takes tools, runs without a GPU."""
@@ -51,6 +52,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     price_in: float = 0.0
     price_out: float = 0.0
     takes_tools: bool = True
+    holds: bool = True
+    """Its window has room for all that the task needs, as far as is known."""
     down: str | None = None
     """Why it is not asked now."""
     tried: bool = False
@@ -118,6 +121,10 @@ def choose(request: ModelRequest, standings: Sequence[Standing], left_s: float |
             fit.append(s)
         else:
             rejected.append(s.candidate(why))
+    # Some of an input is left out only where no model has room for all of it.
+    if any(s.holds and s.kind != QUOTING for s in fit) and not all(s.holds for s in fit):
+        rejected += [s.candidate(TOO_SMALL) for s in fit if not s.holds]
+        fit = [s for s in fit if s.holds]
     if not fit:
         raise no_model_fits(request, rejected)
     models = [s for s in fit if s.kind != QUOTING]

@@ -1,5 +1,8 @@
 """Short-term memory: what a model is sent, put together from the journal, the session and what was recalled.
 
+What may be left out where a model's window is too small says so (`Spare`); `models.window.fit` takes it out, in the order
+that it gives, once the model is chosen.
+
 Every part has a privacy. A remote model gets the messages without the `local` parts; once a local model has
 read such a part in this task, its words may hold it, and the rest of the task stays local.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiosd.models.backend import Message, ModelRequest, ToolSpec
+from aiosd.models.backend import Message, ModelRequest, Spare, ToolSpec
 from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     Kept,
@@ -29,7 +32,7 @@ TURNS = 20
 """Turns of the session that a task sees."""
 
 TURN_CHARS = 24_000
-"""Characters of those turns together; the oldest go first."""
+"""Characters of those turns together, whatever the window: each of them is paid for. The oldest go first."""
 
 QUOTE_CHARS = 200
 """Characters of a source that a generated answer's result repeats."""
@@ -135,20 +138,19 @@ def _messages(
     memories: Sequence[ScoredMemory],
     journal: Sequence[Kept],
 ) -> tuple[Message, ...]:
-    parts = [ROLE, *([system] if system else [])]
-    spoken = _last(turns)
-    if notes := [f"- [{m.created_at.isoformat()}] {m.content}" for m in memories]:
-        parts.append("Notes from memory:\n" + "\n".join(notes))
-    messages = [Message(role="system", content="\n\n".join(parts))]
-    for turn in spoken:
+    notes = [f"- [{m.created_at.isoformat()}] {m.content}" for m in memories]
+    head = f"{ROLE}\n\n{system}" if system else ROLE
+    told = Spare(kind="memory", role="system", content=head, head=head, title="\n\nNotes from memory:\n")
+    messages: list[Message] = [told.with_pieces(notes)]
+    for turn in _last(turns):
         if turn.role == "assistant":
-            messages.append(Message(role="assistant", content=turn.content))
+            messages.append(Spare(kind="turn", role="assistant", content=turn.content))
         else:
             prefix = "Note: " if turn.role == "note" else ""
-            messages.append(Message(role="user", content=prefix + turn.content))
+            messages.append(Spare(kind="turn", role="user", content=prefix + turn.content))
     if params.inputs:
         given = [f'<input name="{i.name}">\n{i.text}\n</input>' for i in params.inputs]
-        messages.append(Message(role="user", content="\n".join(given)))
+        messages.append(Spare(kind="input", role="user", content="").with_pieces(given))
     messages.append(Message(role="user", content=params.task))
     messages += _worked(journal)
     return tuple(messages)
@@ -174,7 +176,8 @@ def _worked(journal: Sequence[Kept]) -> list[Message]:
                 messages.append(Message(role="assistant", content=event.text, tool_calls=event.tool_calls))
             case ToolResultEvent():
                 messages.append(
-                    Message(
+                    Spare(
+                        kind="result",
                         role="tool",
                         content=event.text,
                         call_id=event.call_id,

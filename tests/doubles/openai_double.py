@@ -17,6 +17,8 @@ class OpenAIDouble(HttpDouble):
         self.embeds = True
         self.timings: dict[str, float] | None = None
         """As llama.cpp sends them, with the usage."""
+        self.card: dict[str, Any] = {}
+        """What it says of its model, besides the name."""
         self.usage: dict[str, int] | None = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
     @property
@@ -34,7 +36,7 @@ class OpenAIDouble(HttpDouble):
             return 404, {"error": {"message": "no such page"}}
         if (refused := self._locked(seen)) is not None:
             return refused
-        return 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
+        return 200, {"object": "list", "data": [{"id": "m", "object": "model"} | self.card]}
 
     def refuses(self, seen: Seen, script: Script) -> tuple[int, Any]:
         if (refused := self._locked(seen)) is not None:
