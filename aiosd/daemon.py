@@ -33,6 +33,7 @@ from aiosd.tasks.agent import Hands
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.recollection import memory_tools
 from aiosd.tasks.runner import open_runner
+from aiosd.tools.egress import open_egress
 from aiosd.tools.hosts import Walls
 from aiosd.tools.registry import open_registry
 from aiosd.tools.sandbox import Tier
@@ -62,11 +63,13 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
         async with (
             open_database(paths.database) as database,
             open_memory(database, paths.index, weights_of(config, environ)) as memory,
+            open_egress(paths.run / "egress.sock") as egress,
             open_registry(
                 [paths.config_dir / folder for folder in config.tools.paths],
                 lambda session: _workspace(paths, session),
                 memory_tools(memory),
                 walls=_walls(paths, socket_path, environ),
+                egress=egress,
             ) as registry,
             open_pool(config, environ, database=database) as pool,
         ):

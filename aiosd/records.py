@@ -163,6 +163,8 @@ class Tool(Record, frozen=True, kw_only=True, rename={"input_schema": "inputSche
     permissions: tuple[str, ...]
     rate_limit: int | None
     """Calls a minute, per user."""
+    hosts: tuple[str, ...] = ()
+    """What it may reach; without any it has no network."""
 
 
 class Text(Record, frozen=True, kw_only=True, tag_field="type", tag="text"):

@@ -26,6 +26,7 @@ FLOORS: list[set[str]] = [
         "tools.schema",
         "tools.policy",
         "tools.limits",
+        "tools.reach",
         "tasks.steps",
     },
     {"state", "child", "stdio", "events", "telemetry", "systemd"},

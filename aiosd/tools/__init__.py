@@ -20,6 +20,7 @@ class Marked(NamedTuple):
     rate_limit: int | None
     """Calls a minute, per user."""
     read_only: bool
+    hosts: tuple[str, ...]
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,7 +32,11 @@ def tool(function: F, /) -> F: ...
 
 @overload
 def tool(
-    *, permissions: Sequence[str] = ..., rate_limit: int | None = ..., read_only: bool = ...
+    *,
+    permissions: Sequence[str] = ...,
+    rate_limit: int | None = ...,
+    read_only: bool = ...,
+    hosts: Sequence[str] = ...,
 ) -> Callable[[F], F]: ...
 
 
@@ -42,6 +47,7 @@ def tool(
     permissions: Sequence[str] = (),
     rate_limit: int | None = None,
     read_only: bool = False,
+    hosts: Sequence[str] = (),
 ) -> F | Callable[[F], F]:
     """Makes a function, sync or async, a tool with the function's name; the function itself stays as it was.
 
@@ -50,10 +56,12 @@ def tool(
 
     `permissions`: a session needs one of these, or the tool's own name; `["*"]` opens it to every session.
     `rate_limit`: calls a minute, per user. `read_only`: it changes nothing, so calling it twice does no harm.
+    `hosts`: what it may reach, such as `api.example.com`, `*.example.com` or `192.168.1.20:8080`; there is no network
+    but these, by HTTP and HTTPS through the proxy that the environment names.
     """
 
     def mark(function: F) -> F:
-        setattr(function, MARK, Marked(tuple(permissions), rate_limit, read_only))
+        setattr(function, MARK, Marked(tuple(permissions), rate_limit, read_only, tuple(hosts)))
         return function
 
     return mark if function is None else mark(function)

@@ -79,7 +79,11 @@ class Running:
 
 class Host:
     def __init__(
-        self, line: stdio.Line, tools: Mapping[str, Loaded], problems: Sequence[Problem], walls: Walls
+        self,
+        line: stdio.Line,
+        tools: Mapping[str, Loaded],
+        problems: Sequence[Problem],
+        walls: Walls,
     ) -> None:
         self._line = line
         self._walls = walls
@@ -131,7 +135,8 @@ class Host:
                 case "describe":
                     tools = tuple(loaded.tool for loaded in self._tools.values())
                     tier = self._walls.tier.value
-                    described = Description(tools=tools, problems=self._problems, sandbox=tier)
+                    files = {name: loaded.file for name, loaded in self._tools.items() if loaded.file}
+                    described = Description(tools=tools, problems=self._problems, files=files, sandbox=tier)
                     self._line.answer(request.id, described)
                 case "call":
                     self._start(request.id, _call(request.params))
@@ -146,6 +151,9 @@ class Host:
         loaded = self._tools.get(call.name)
         if loaded is None:
             raise NotFound(f"the tool host has no tool `{call.name}`")
+        if loaded.tool.hosts and not self._walls.has_way_out:
+            why = f"`{self._walls.tier}` has no way to let single hosts through ({self._walls.why})"
+            raise ToolFailed(f"`{call.name}` was not run: it needs the network, and {why}", hint=ADVICE)
         receiving, sending = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.fork()
@@ -325,7 +333,7 @@ def main() -> None:
         print(f"walls: {walls.tier} ({walls.why})", file=sys.stderr)  # noqa: T201 - the daemon's log
     # Importing a user's file runs it, and that is not done without walls either.
     folders = [Path(folder) for folder in plan.folders] if walls.hold else []
-    tools, problems = load(folders, careful=CAREFUL in sys.argv)
+    tools, problems = load(folders, careful=CAREFUL in sys.argv, only=plan.only)
     if not walls.hold:
         problems = tuple(Problem(file=f, line=None, error=_unwalled(walls)) for f in plan.folders)
     if any(inspect.iscoroutinefunction(loaded.function) for loaded in tools.values()):

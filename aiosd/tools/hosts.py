@@ -4,8 +4,8 @@ or to make room for another's."""
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -15,7 +15,8 @@ from anyio.abc import TaskGroup
 from aiosd.child import Child, open_child
 from aiosd.errors import InvalidState, Overloaded
 from aiosd.records import Session
-from aiosd.tools.sandbox import Plan, Tier
+from aiosd.tools.egress import Egress
+from aiosd.tools.sandbox import PROXY, Out, Plan, Tier
 from aiosd.tools.wire import CAREFUL
 
 MAX_HOSTS = 8
@@ -47,24 +48,43 @@ class UserFiles(msgspec.Struct, frozen=True):
 
     walls: Walls
 
-    def argv(self, workspace: Path | None, *, write: bool) -> list[str]:
+    def argv(
+        self,
+        workspace: Path | None,
+        *,
+        write: bool,
+        only: tuple[str, ...] | None = None,
+        out: Out | None = None,
+    ) -> list[str]:
         """-P: what lies in the workspace is never imported."""
         plan = Plan(
             workspace=None if workspace is None else str(workspace),
             write=write,
             folders=tuple(map(str, self.folders)),
             hidden=tuple(map(str, self.walls.hidden)),
+            only=only,
+            out=out,
             tiers=self.walls.tiers,
         )
         careful = [CAREFUL] if self.careful else []
         return [sys.executable, "-P", "-m", "aiosd.tools.host", *careful, msgspec.json.encode(plan).decode()]
 
 
+class Network(msgspec.Struct, frozen=True):
+    """What the tools of a host may reach. Tools that list other hosts have a host of their own, so that what stands in
+    its network is theirs alone."""
+
+    hosts: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    """The user's files with such tools, which alone are loaded; None for all."""
+
+
 class _Host:
     """A session's host from the day it is wanted: its child is there once `ready`."""
 
-    def __init__(self, files: UserFiles) -> None:
+    def __init__(self, files: UserFiles, network: Network) -> None:
         self.files = files
+        self.network = network
         self.calls = 0
         self.child: Child | None = None
         self.ready = anyio.Event()
@@ -78,21 +98,25 @@ class Hosts:
         tasks: TaskGroup,
         workspaces: Callable[[Session], Path],
         max_hosts: int,
+        egress: Egress | None,
     ) -> None:
+        self._egress = egress
         self._tasks = tasks
         self._workspaces = workspaces
         self._max_hosts = max_hosts
-        self._hosts: dict[str, _Host] = {}
-        """By session, the least recently used first."""
+        self._hosts: dict[tuple[str, tuple[str, ...]], _Host] = {}
+        """By session and what they may reach, the least recently used first."""
         self._room = anyio.Event()
 
     @asynccontextmanager
-    async def use(self, session: Session, files: UserFiles, *, timeout_s: float) -> AsyncIterator[Child]:
+    async def use(
+        self, session: Session, files: UserFiles, network: Network, *, timeout_s: float
+    ) -> AsyncIterator[Child]:
         """The session's host; a new one if it was started for other files and nobody uses it.
 
         Raises InvalidState without a workspace, Overloaded when all hosts are busy for `timeout_s`.
         """
-        host = await self._host(session, files, timeout_s)
+        host = await self._host(session, files, network, timeout_s)
         host.calls += 1
         try:
             await host.ready.wait()
@@ -105,11 +129,12 @@ class Hosts:
                 self._room.set()
 
     async def end(self, session_id: str) -> None:
-        """Ends a session's host, with the calls that run in it; returns when it is gone."""
-        host = self._hosts.pop(session_id, None)
-        if host is not None:
+        """Ends a session's hosts, with the calls that run in them; returns when they are gone."""
+        ended = [self._hosts.pop(key) for key in list(self._hosts) if key[0] == session_id]
+        for host in ended:
             host.unwanted.set()
             self._room.set()
+        for host in ended:
             await host.closed.wait()
 
     def close(self) -> None:
@@ -118,12 +143,13 @@ class Hosts:
             host.unwanted.set()
         self._hosts.clear()
 
-    async def _host(self, session: Session, files: UserFiles, timeout_s: float) -> _Host:
+    async def _host(self, session: Session, files: UserFiles, network: Network, timeout_s: float) -> _Host:
+        key = session.session_id, network.hosts
         with anyio.move_on_after(timeout_s):
             while True:
-                host = self._hosts.pop(session.session_id, None)
-                if host is not None and (host.calls or host.files == files):
-                    self._hosts[session.session_id] = host  # now the most recently used
+                host = self._hosts.pop(key, None)
+                if host is not None and (host.calls or (host.files, host.network) == (files, network)):
+                    self._hosts[key] = host  # now the most recently used
                     return host
                 if host is not None:
                     host.unwanted.set()
@@ -132,7 +158,7 @@ class Hosts:
                 self._room = anyio.Event()
                 await self._room.wait()
             folder = _workspace(session, self._workspaces(session), files.walls.hidden)
-            host = self._hosts[session.session_id] = _Host(files)
+            host = self._hosts[key] = _Host(files, network)
             self._tasks.start_soon(self._keep, host, session, folder)
             return host
         raise Overloaded(f"{self._max_hosts} sessions are calling tools, and none came to an end; try again")
@@ -140,7 +166,7 @@ class Hosts:
     def _make_room(self) -> bool:
         if len(self._hosts) < self._max_hosts:
             return True
-        idle = next((session_id for session_id, host in self._hosts.items() if not host.calls), None)
+        idle = next((key for key, host in self._hosts.items() if not host.calls), None)
         if idle is None:
             return False
         self._hosts.pop(idle).unwanted.set()
@@ -151,14 +177,25 @@ class Hosts:
         try:
             name = f"tool host {session.session_id[:8]}"
             # Its own private folder a session may always write to: that is what it is for.
-            argv = host.files.argv(folder, write=session.write or session.workspace is None)
-            async with open_child(argv, name=name, env=ENVIRONMENT, cwd=folder, idle_s=IDLE_S) as child:
-                host.child = child
-                host.ready.set()
-                await host.unwanted.wait()
+            write = session.write or session.workspace is None
+            with self._way_out(session, host.network.hosts) as out:
+                argv = host.files.argv(folder, write=write, only=host.network.only, out=out)
+                env = ENVIRONMENT | (PROXY if out else {})
+                async with open_child(argv, name=name, env=env, cwd=folder, idle_s=IDLE_S) as child:
+                    host.child = child
+                    host.ready.set()
+                    await host.unwanted.wait()
         finally:
             host.ready.set()
             host.closed.set()
+
+    @contextmanager
+    def _way_out(self, session: Session, hosts: tuple[str, ...]) -> Iterator[Out | None]:
+        if self._egress is None or not hosts:
+            yield None
+            return
+        with self._egress.expect(session.session_id, hosts) as key:
+            yield Out(str(self._egress.path), key)
 
 
 def _workspace(session: Session, folder: Path, hidden: Sequence[Path]) -> Path:

@@ -19,12 +19,16 @@ REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 WRITE = ((1 << 15) - 1) & ~(MAKE_CHAR | MAKE_BLOCK)
-RULE_PATH_BENEATH = 1
+RULE_PATH_BENEATH, RULE_NET_PORT = 1, 2
+BIND_TCP, CONNECT_TCP = 1, 2
 SCOPE_ABSTRACT_UNIX, SCOPE_SIGNAL = 1, 2
 CREATE_RULESET_VERSION = 1
 
 ALONE = 3
 """The ABI from which Landlock can be the only wall around files: before, truncate(2) reached all of them. Linux 6.2."""
+
+NETWORK = 4
+"""The ABI from which it has a say in TCP. Linux 6.7."""
 
 SIGNALS = 6
 """The ABI from which it keeps signals in. Linux 6.12."""
@@ -38,17 +42,24 @@ def abi() -> int:
         return 0
 
 
-def ruleset(abi: int, *, read: Sequence[Path], write: Sequence[Path], folders: Sequence[int] = ()) -> int:
+def ruleset(
+    abi: int,
+    *,
+    read: Sequence[Path],
+    write: Sequence[Path],
+    folders: Sequence[int] = (),
+    ports: Sequence[int] = (),
+) -> int:
     """A descriptor for `restrict`, of which any number of processes can make use.
 
-    Paths that are not there are passed over; `folders` are open ones to read. No TCP, and from SIGNALS on neither
+    Paths that are not there are passed over; `folders` are open ones to read. No TCP but to `ports`, and from SIGNALS on neither
     signals nor abstract sockets to who is not in the same domain or one below it.
     """
     handled = (1 << 13) - 1
     handled |= (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0) | (IOCTL_DEV if abi >= 5 else 0)
     fields = [handled]
-    if abi >= 4:
-        fields.append(3)  # bind and connect
+    if abi >= NETWORK:
+        fields.append(BIND_TCP | CONNECT_TCP)
     if abi >= SIGNALS:
         fields.append(SCOPE_ABSTRACT_UNIX | SCOPE_SIGNAL)
     attributes = struct.pack(f"{len(fields)}Q", *fields)
@@ -57,6 +68,8 @@ def ruleset(abi: int, *, read: Sequence[Path], write: Sequence[Path], folders: S
         _allow(made, path, READ & handled)
     for path in write:
         _allow(made, path, (WRITE | IOCTL_DEV) & handled)
+    for port in ports if abi >= NETWORK else ():
+        call("landlock_add_rule", made, RULE_NET_PORT, struct.pack("=QQ", CONNECT_TCP, port), 0)
     for folder in folders:
         _add(made, folder, (READ_FILE | READ_DIR) & handled)
     return made

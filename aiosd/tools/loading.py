@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -29,17 +29,21 @@ class Loaded(NamedTuple):
     tool: Tool
     signature: Signature
     function: Callable[..., Any]
+    file: str | None = None
+    """The user's; a builtin tool has none."""
 
 
 class ImportTooSlow(Exception):
     """Raised inside a file that does not come to its end."""
 
 
-def load(folders: Sequence[Path], *, careful: bool = False) -> tuple[dict[str, Loaded], tuple[Problem, ...]]:
+def load(
+    folders: Sequence[Path], *, careful: bool = False, only: Collection[str] | None = None
+) -> tuple[dict[str, Loaded], tuple[Problem, ...]]:
     """Tools by name, and what was passed over and why: never does one file keep another's tools away.
 
     `careful` tries each file in a process of its own first. It is for when loading has ended the host, which no
-    exception can prevent: os._exit(), a crash or an endless loop in native code.
+    exception can prevent: os._exit(), a crash or an endless loop in native code. `only` names the files that are loaded, where not all are.
     """
     tools: dict[str, Loaded] = {}
     problems: list[Problem] = []
@@ -47,7 +51,7 @@ def load(folders: Sequence[Path], *, careful: bool = False) -> tuple[dict[str, L
     for number, folder in enumerate(folders):
         sys.path.append(str(folder))  # last, so that `calendar.py` among the tools shadows nothing
         for path in sorted(folder.glob("*.py")):
-            if not path.name.startswith("_"):
+            if not path.name.startswith("_") and (only is None or str(path) in only):
                 name = f"aiosd_tools_{number}_{path.stem}"
                 if careful and (why := _deadly(path, name)):
                     problems.append(Problem(file=str(path), line=None, error=why))
@@ -142,7 +146,8 @@ def _collect(module: ModuleType, tools: dict[str, Loaded], problems: list[Proble
         marked = getattr(function, MARK, None)
         if isinstance(marked, Marked):
             try:
-                loaded = _loaded(function, marked)
+                file = None if module is builtin else str(module.__file__)
+                loaded = _loaded(function, marked, file)
                 if loaded.tool.name in tools:
                     raise NotATool(f"`{loaded.tool.name}`: there is a tool of that name already")
             except NotATool as exc:
@@ -152,6 +157,6 @@ def _collect(module: ModuleType, tools: dict[str, Loaded], problems: list[Proble
                 tools[loaded.tool.name] = loaded
 
 
-def _loaded(function: Callable[..., Any], marked: Marked) -> Loaded:
+def _loaded(function: Callable[..., Any], marked: Marked, file: str | None) -> Loaded:
     found = signature(function)
-    return Loaded(tool_of(found, *marked), found, function)
+    return Loaded(tool_of(found, *marked), found, function, file)

@@ -20,7 +20,8 @@ from aiosd.child import ChildDied, open_child
 from aiosd.errors import DeadlineExceeded, InvalidParams, NotFound, PermissionDenied, RateLimited, ToolFailed
 from aiosd.records import Session, Tool, ToolResult
 from aiosd.tools import limits, policy
-from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, UserFiles, Walls
+from aiosd.tools.egress import Egress
+from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles, Walls
 from aiosd.tools.kernel import KernelTool
 from aiosd.tools.wire import Call, Description, Problem
 
@@ -41,10 +42,12 @@ async def open_registry(
     *,
     walls: Walls = Walls(),  # noqa: B008 - it is frozen
     max_hosts: int = MAX_HOSTS,
+    egress: Egress | None = None,
 ) -> AsyncIterator[Registry]:
-    """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder."""
+    """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder. Without `egress` there is
+    no network for any tool."""
     async with anyio.create_task_group() as tasks:
-        hosts = Hosts(tasks, workspaces, max_hosts)
+        hosts = Hosts(tasks, workspaces, max_hosts, egress)
         try:
             yield Registry(folders, hosts, kernel, walls)
         finally:
@@ -62,6 +65,7 @@ class Registry:
         self._problems: tuple[Problem, ...] = ()
         self._walls = walls
         self._sandbox = ""
+        self._file_of: dict[str, str] = {}
         self._files: UserFiles | None = None
         self._describing = anyio.Lock()
         self._buckets: dict[tuple[str, str], limits.Bucket] = {}
@@ -115,7 +119,7 @@ class Registry:
         try:
             if name in self._kernel:
                 return await self._call_kernel(self._kernel[name], session, arguments, timeout_s)
-            return await self._call_host(session, files, name, arguments, timeout_s)
+            return await self._call_host(session, files, tool, arguments, timeout_s)
         except InvalidParams:
             self._give_back(session.user_id, tool)
             raise
@@ -130,10 +134,11 @@ class Registry:
         raise DeadlineExceeded(f"tool `{entry.tool.name}` did not answer within {timeout_s:g} s")
 
     async def _call_host(
-        self, session: Session, files: UserFiles, name: str, arguments: Mapping[str, Any], timeout_s: float
+        self, session: Session, files: UserFiles, tool: Tool, arguments: Mapping[str, Any], timeout_s: float
     ) -> ToolResult:
+        name = tool.name
         call = Call(name=name, arguments=msgspec.Raw(msgspec.json.encode(arguments)), timeout_s=timeout_s)
-        async with self._hosts.use(session, files, timeout_s=timeout_s) as child:
+        async with self._hosts.use(session, files, self._network(tool), timeout_s=timeout_s) as child:
             # The host keeps the deadline and says so; this is for a host that does not start or hangs itself.
             with anyio.move_on_after(START_S + timeout_s):
                 try:
@@ -143,6 +148,14 @@ class Registry:
                 return msgspec.convert(answer, ToolResult)
             child.kill()
         raise DeadlineExceeded(f"tool `{name}`: its host did not answer and was killed")
+
+    def _network(self, tool: Tool) -> Network:
+        if not tool.hosts:
+            return Network()
+        alike = (other.name for other in self._tools.values() if other.hosts == tool.hosts)
+        return Network(
+            tool.hosts, tuple(sorted({self._file_of[name] for name in alike if name in self._file_of}))
+        )
 
     def _take(self, user_id: str, tool: Tool) -> None:
         if tool.rate_limit is None:
@@ -191,6 +204,7 @@ class Registry:
         ]
         self._tools = tools | {name: entry.tool for name, entry in self._kernel.items()}
         self._problems = (*description.problems, *taken)
+        self._file_of = description.files
         self._sandbox = description.sandbox
         logger.info("tools are described", extra={"sandbox": self._sandbox, "tools": len(self._tools)})
         for problem in self._problems:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import site
+import socket
 import sys
 from collections.abc import Collection
 from enum import StrEnum
@@ -18,7 +19,7 @@ import msgspec
 
 from aiosd.tools import landlock, seccomp
 from aiosd.tools import syscalls as sc
-from aiosd.tools.namespaces import DEVICES, ETC, MERGED, Impossible, Room, enter
+from aiosd.tools.namespaces import DEVICES, ETC, MERGED, Impossible, Room, enter, listen_within
 
 MAX_MEMORY = 4 * 1024**3
 """Bytes of address space of one process; some runtimes reserve a few GB without using them."""
@@ -30,6 +31,15 @@ MAX_OPEN = 1024
 
 MAX_PROCESSES = 128
 """Processes and threads of one host's calls, together. The kernel does not hold root to it."""
+
+PORT = 3128
+"""Of the proxy, in a network where there is nothing else."""
+
+PROXY = dict.fromkeys(
+    ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
+    f"http://127.0.0.1:{PORT}",
+) | {"NODE_USE_ENV_PROXY": "1"}
+"""How programs find it."""
 
 RESERVE = 32
 """Those that the host itself may still start when its calls have used up theirs and are on their way out."""
@@ -67,6 +77,7 @@ class Walls:
         ruleset: int | None = None,
         held: int | None = None,
         signals: bytes = b"",
+        control: socket.socket | None = None,
     ) -> None:
         self.tier = tier
         self.why = why
@@ -74,6 +85,12 @@ class Walls:
         self._ruleset = ruleset
         self._held = held
         self._signals = signals
+        self._control = control
+
+    @property
+    def has_way_out(self) -> bool:
+        """The hosts that the plan's key stands for can be reached, through the proxy on PROXY."""
+        return self._control is not None
 
     @property
     def hold(self) -> bool:
@@ -91,8 +108,18 @@ class Walls:
         for descriptor in (self._ruleset, self._held):
             if descriptor is not None:
                 os.close(descriptor)
+        if self._control is not None:
+            self._control.close()
         if self._signals:
             seccomp.install(self._signals)
+
+
+class Out(msgspec.Struct, frozen=True):
+    """The way to the hosts that a tool lists (aiosd.tools.egress)."""
+
+    socket: str
+    """The daemon's, which is told of the listening socket in here."""
+    key: str
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +132,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """With the user's tools."""
     hidden: tuple[str, ...] = ()
     """The daemon's own files."""
+    only: tuple[str, ...] | None = None
+    """The files that are loaded of these folders; None for all."""
+    out: Out | None = None
+    """Without one there is no network."""
     tiers: tuple[Tier, ...] = tuple(Tier)
     """Those that are tried; tests leave some out. NONE runs nothing."""
 
@@ -123,7 +154,7 @@ def build(plan: Plan) -> Walls:
     why = []
     if {Tier.NAMESPACES, Tier.WITHOUT_LANDLOCK} & set(plan.tiers):
         try:
-            return _with_namespaces(room, plan.tiers)
+            return _with_namespaces(room, plan.tiers, plan.out)
         except (Impossible, OSError) as exc:
             why.append(f"namespaces: {exc}")
     if Tier.LANDLOCK in plan.tiers:
@@ -134,22 +165,43 @@ def build(plan: Plan) -> Walls:
     return Walls(Tier.NONE, "; ".join(why) or "not tried")
 
 
-def _with_namespaces(room: Room, tiers: Collection[Tier]) -> Walls:
+def _with_namespaces(room: Room, tiers: Collection[Tier], out: Out | None) -> Walls:
     abi = landlock.abi() if Tier.NAMESPACES in tiers else 0
     if not abi and Tier.WITHOUT_LANDLOCK not in tiers:
         raise Impossible("the kernel has no Landlock")
     tier = Tier.NAMESPACES if abi else Tier.WITHOUT_LANDLOCK
     ruleset: int | None = None
+    control = _connected(out) if out else None  # out here: in there, the socket has no name
 
     def finish() -> None:
         nonlocal ruleset
+        if out and control:
+            with listen_within(PORT) as made:
+                socket.send_fds(control, [out.key.encode()], [made.fileno()])
         if abi:
             write = [*room.write, Path("/tmp"), *map(Path, DEVICES)]
-            ruleset = landlock.ruleset(abi, read=[Path("/")], write=write)
-        _close(ruleset, MAX_PROCESSES + RESERVE, seccomp.tools_filter(namespaces=True))
+            ruleset = landlock.ruleset(abi, read=[Path("/")], write=write, ports=[PORT] if out else [])
+        program = seccomp.tools_filter(namespaces=True, network=out is not None)
+        _close(ruleset, MAX_PROCESSES + RESERVE, program)
 
-    enter(room, finish)
-    return Walls(tier, "" if abi else "the kernel has no Landlock", ruleset=ruleset)
+    try:
+        enter(room, finish)
+    except (Impossible, OSError):
+        if control is not None:
+            control.close()
+        raise
+    return Walls(tier, "" if abi else "the kernel has no Landlock", ruleset=ruleset, control=control)
+
+
+def _connected(out: Out) -> socket.socket:
+    path = Path(out.socket)
+    made = socket.socket(socket.AF_UNIX)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        made.connect(f"/proc/self/fd/{folder}/{path.name}")  # a socket's address has 107 bytes
+    finally:
+        os.close(folder)
+    return made
 
 
 def _with_landlock(room: Room, why: str) -> Walls:

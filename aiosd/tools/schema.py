@@ -15,6 +15,7 @@ import msgspec
 
 from aiosd.errors import InvalidParams
 from aiosd.records import Tool
+from aiosd.tools import reach
 from aiosd.tools.policy import check_names
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -94,7 +95,13 @@ def signature(function: Callable[..., Any], *, skip: int = 0) -> Signature:
     return Signature(name, description, input_schema, decoder)
 
 
-def tool_of(found: Signature, permissions: tuple[str, ...], rate_limit: int | None, read_only: bool) -> Tool:
+def tool_of(
+    found: Signature,
+    permissions: tuple[str, ...],
+    rate_limit: int | None,
+    read_only: bool,
+    hosts: tuple[str, ...] = (),
+) -> Tool:
     """What a decorator was told is checked here, so that a mistake is reported with the tool. Raises NotATool."""
     try:
         check_names(permissions)
@@ -102,13 +109,18 @@ def tool_of(found: Signature, permissions: tuple[str, ...], rate_limit: int | No
         raise NotATool(f"`{found.name}`: {exc}") from None
     if rate_limit is not None and (type(rate_limit) is not int or rate_limit < 1):
         raise NotATool(f"`{found.name}`: rate_limit: expected calls a minute, 1 or more, got {rate_limit!r}")
+    try:
+        reach.entries(hosts)
+    except (ValueError, AttributeError) as exc:  # the latter for what is no text
+        raise NotATool(f"`{found.name}`: hosts: {exc}") from None
     return Tool(
         name=found.name,
         description=found.description,
         input_schema=found.input_schema,
-        annotations={"readOnlyHint": read_only},
+        annotations={"readOnlyHint": read_only} | ({"openWorldHint": True} if hosts else {}),
         permissions=permissions,
         rate_limit=rate_limit,
+        hosts=hosts,
     )
 
 

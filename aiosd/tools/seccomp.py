@@ -1,7 +1,8 @@
 """Which system calls a tool may not make. seccomp(2); the filter is classic BPF, assembled here.
 
 A list of what is refused: code of others must run, and an allow-list that is right for every libc is not to be had.
-Calls newer than the list answer ENOSYS, as on an older kernel. No socket of any kind can be made.
+Calls newer than the list answer ENOSYS, as on an older kernel. No socket of any kind can be made, except, where there is a
+way out of the tool's own network, for TCP over IPv4.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 RET_KILL_PROCESS, RET_ERRNO, RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 """seccomp(2)."""
 
-LD_ABS, JEQ, JGE, JSET, RET = 0x20, 0x15, 0x35, 0x45, 0x06
-"""BPF: load a word of the call's data; jumps; return. linux/bpf_common.h."""
+LD_ABS, JEQ, JGE, JSET, RET, AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
+"""BPF: load a word of the call's data; jumps; return; and with a constant. linux/bpf_common.h."""
 
 ARGUMENT = 16
 """Where the low word of the first argument lies in the call's data; the next is 8 bytes on. Both machines are
@@ -33,6 +34,9 @@ UNKNOWN = 463
 """The first call that this list was not written for (setxattrat, Linux 6.13)."""
 
 NEW_NAMESPACES = 0x7E020000
+AF_INET, SOCK_STREAM, IPPROTO_TCP = 2, 1, 6
+TYPE = 0xF
+"""Of socket(2)'s second argument; the rest are flags."""
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
 
@@ -70,7 +74,6 @@ REFUSED = (
         "ioperm",
     ),
     *("settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "vhangup", "uselib", "lookup_dcookie"),
-    "socket",
 )
 
 REFUSED_WITHOUT_NAMESPACES = (
@@ -125,11 +128,21 @@ def _only(argument: int, value: int) -> list[Instruction]:
     return [(LD_ABS, 0, 0, ARGUMENT + 8 * argument), (JEQ, 1, 0, value), _refuse()]
 
 
-def tools_filter(*, namespaces: bool) -> bytes:
-    """For a host and all its calls."""
+_TCP = [
+    *((LD_ABS, 0, 0, ARGUMENT), (JEQ, 1, 0, AF_INET), _refuse()),
+    *((LD_ABS, 0, 0, ARGUMENT + 8), (AND, 0, 0, TYPE), (JEQ, 1, 0, SOCK_STREAM), _refuse()),
+    # Multipath TCP, which Landlock has no say in, is a protocol of its own.
+    *((LD_ABS, 0, 0, ARGUMENT + 16), (JEQ, 1, 0, 0), (JEQ, 0, 1, IPPROTO_TCP), ALLOW, _refuse()),
+]
+"""For the call `socket`: family, type without its flags, protocol."""
+
+
+def tools_filter(*, namespaces: bool, network: bool = False) -> bytes:
+    """For a host and all its calls. `network`: TCP over IPv4, in a network of its own."""
     program = _head()
     program += [(JGE, 0, 1, UNKNOWN), _refuse(errno.ENOSYS)]
     program += _refuse_all(REFUSED if namespaces else (*REFUSED, *REFUSED_WITHOUT_NAMESPACES))
+    program += _when("socket", _TCP if network else [_refuse()])
     program += _when("clone3", [_refuse(errno.ENOSYS)])  # its flags lie in memory; libcs fall back to clone
     program += _when("clone", [(LD_ABS, 0, 0, ARGUMENT), (JSET, 0, 1, NEW_NAMESPACES), _refuse(), ALLOW])
     terminal = [(LD_ABS, 0, 0, ARGUMENT + 8), (JEQ, 1, 0, TIOCSTI), (JEQ, 0, 1, TIOCLINUX), _refuse(), ALLOW]

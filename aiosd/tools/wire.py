@@ -32,5 +32,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[Tool, ...]
     problems: tuple[Problem, ...]
+    files: dict[str, str]
+    """The user's file that each of the tools stands in; a builtin one is in none."""
     sandbox: str
     """The tier of its walls, a sandbox.Tier."""
