@@ -15,6 +15,7 @@ from aiosd.errors import ConfigError
 from aiosd.protocol.tasks import TASK_EVENT
 from aiosd.records import (
     AnyEvent,
+    Candidate,
     Decision,
     MessageEvent,
     ProgressEvent,
@@ -196,3 +197,9 @@ def next_step(decision: Decision | None) -> str:
         return look(os.environ).next_step
     except ConfigError:  # an OLLAMA_HOST that is no address: setup says so, an answer does not fail for it
         return "aiosctl model setup"
+
+
+def not_chosen(candidate: Candidate) -> str:
+    """Why a backend was passed over."""
+    took = "" if candidate.predicted_s is None else f" (about {candidate.predicted_s:.1f} s)"
+    return f"{candidate.rejected}{took}"

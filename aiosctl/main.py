@@ -14,7 +14,9 @@ import typer
 from typer._click.core import Command, Context
 from typer._click.exceptions import ClickException  # what every usage error is; typer 0.26 exports only some
 from typer._click.formatting import HelpFormatter
+from typer._click.shell_completion import CompletionItem
 
+from aiosctl import completion
 from aiosctl.client import ErrorObject
 from aiosctl.quick import Handed
 from aiosctl.render import complaint
@@ -24,6 +26,21 @@ from aiosd.paths import paths
 
 COMMANDS = {
     "run": ("run:run", "Run a task and print its answer."),
+    "ps": ("jobs:ps", "List the tasks that have not ended, those at work first."),
+    "attach": (
+        "jobs:attach",
+        "Watch a task from its first event on, and print its answer as run does. Ctrl-C leaves the task alone.",
+    ),
+    "wait": (
+        "task:task_wait",
+        "Wait for a task's end and print its answer, as run does. Ctrl-C leaves the task alone.",
+    ),
+    "kill": ("task:task_cancel", "Cancel a task."),
+    "why": (
+        "jobs:why",
+        "Tell how a task came to its answer: what it was given, who answered and why, what that took.",
+    ),
+    "stats": ("stats:stats", "Add up runs, tokens, money and misses by model and agent."),
     "session": ("session:app", "Sessions: conversations with their own rights and memory."),
     "task": ("task:app", "Tasks: what was run, what runs, and what came of it."),
     "memory": ("memory:app", "Memory: what is known about your work, across sessions."),
@@ -32,6 +49,11 @@ COMMANDS = {
     "agent": ("agent:app", "Agents: named ways of working, from the config."),
     "ping": ("system:ping", "Ask the daemon whether it is there."),
     "status": ("system:status", "Show what runs, where it keeps things, and how much there is."),
+    "logs": ("jobs:logs", "Print the daemon's log: its file, or systemd's journal where that keeps it."),
+    "completion": (
+        "completion:completion",
+        "Print what makes a shell complete verbs, options, ids and names.",
+    ),
 }
 """In the order of --help: the module that has a noun's verbs (`app`) or a verb alone, and what it is for."""
 
@@ -56,6 +78,10 @@ class Root(Group):
             command = typer.main.get_command(alone)
         command.name = cmd_name
         return command
+
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
+        named = [CompletionItem(n, help=h) for n, (_, h) in COMMANDS.items() if n.startswith(incomplete)]
+        return [*named, *Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -85,6 +111,7 @@ def _root() -> None:
 def main(handed: Handed | None = None) -> NoReturn:
     """Runs the command line of this process, and ends it; or goes on with a run that has begun."""
     _prepare_streams()
+    completion.prepare()
     status = _run(sys.argv[1:], Globals(), handed)
     try:
         sys.stdout.flush()

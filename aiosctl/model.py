@@ -9,12 +9,13 @@ import msgspec
 import typer
 
 from aiosctl import inputs, pull, render, setup
-from aiosctl.answer import ABSTAINED, next_step
+from aiosctl.answer import ABSTAINED, next_step, not_chosen
 from aiosctl.client import typed
-from aiosctl.run import read_schema, seconds
+from aiosctl.options import Backend, Files, seconds
+from aiosctl.run import read_schema
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.protocol.models import MODEL_TEXT, Backends, ModelInfer, ModelList, ModelRoute
-from aiosd.records import BackendInfo, Candidate, Decision, Message, Privacy, Reply, Tier
+from aiosd.records import BackendInfo, Decision, Message, Privacy, Reply, Tier
 
 app = noun("Models: the backends that answer.")
 app.command("setup", cls=Verb)(setup.setup)
@@ -25,19 +26,12 @@ INFER_S = 900.0
 """Seconds for a reply; loading a large model comes before it."""
 
 TierOption = Annotated[Tier, typer.Option(help="How able a model is asked.")]
-BackendOption = Annotated[
-    str | None, typer.Option("--backend", "-m", metavar="NAME", help="This backend and no other.")
-]
 PrivateOption = Annotated[bool, typer.Option("--private", help="On this machine or not at all.")]
 LatencyOption = Annotated[
     float | None,
     typer.Option("--latency", parser=seconds, metavar="TIME", help="Time it should be done in: 2s, 500ms."),
 ]
 TokensOption = Annotated[int, typer.Option(min=1, metavar="N", help="Most tokens of the reply.")]
-FileOption = Annotated[
-    list[str] | None,
-    typer.Option("--file", "-f", metavar="FILE", help="Give a file with it; - is standard input. Many."),
-]
 TextArgument = Annotated[
     str | None, typer.Argument(metavar="TEXT", help="What is asked. Without it: standard input.")
 ]
@@ -93,9 +87,9 @@ def row(each: BackendInfo) -> tuple[render.Cell, ...]:
 def model_route(
     ctx: typer.Context,
     text: TextArgument = None,
-    file: FileOption = None,
+    file: Files = None,
     tier: TierOption = "balanced",
-    backend: BackendOption = None,
+    backend: Backend = None,
     private: PrivateOption = False,
     latency: LatencyOption = None,
     max_tokens: TokensOption = 2000,
@@ -127,23 +121,18 @@ def explain(decision: Decision) -> None:
     pairs += [("tier", decision.tier), ("because", decision.reason)]
     if chosen is not None and chosen.predicted_s is not None:
         pairs.append(("takes", f"about {chosen.predicted_s:.1f} s"))
-    pairs += [(f"not {c.backend}", _other(c)) for c in decision.candidates if c.rejected]
+    pairs += [(f"not {c.backend}", not_chosen(c)) for c in decision.candidates if c.rejected]
     render.fields(pairs)
-
-
-def _other(candidate: Candidate) -> str:
-    took = "" if candidate.predicted_s is None else f" (about {candidate.predicted_s:.1f} s)"
-    return f"{candidate.rejected}{took}"
 
 
 @app.command("infer", cls=Verb)
 def model_infer(
     ctx: typer.Context,
     text: TextArgument = None,
-    file: FileOption = None,
+    file: Files = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions before it.")] = None,
     tier: TierOption = "balanced",
-    backend: BackendOption = None,
+    backend: Backend = None,
     private: PrivateOption = False,
     latency: LatencyOption = None,
     max_tokens: TokensOption = 2000,

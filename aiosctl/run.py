@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from aiosctl import inputs, render, resolve, session
 from aiosctl.answer import Watch
 from aiosctl.client import Client, typed
+from aiosctl.options import AgentName, AnswerAlone, Backend, Deadline, Files, MaxUsd, sessions
 from aiosctl.quick import Handed, here, title
 from aiosctl.verb import connect, globals_of
 from aiosd.errors import AiosError, Cancelled, InvalidParams, NoDaemon, NotFound
@@ -27,22 +27,6 @@ CANCEL_S = 5.0
 GRACE_S = 10.0
 """Seconds over a task's deadline in which the daemon can still answer that it passed."""
 
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
-
-
-def seconds(text: str) -> float:
-    """`5`, `5s`, `500ms`, `2m` or `1h`, in seconds. Raises ValueError."""
-    found = _SECONDS.fullmatch(text)
-    if not found or not (value := float(found[1]) * _UNITS[found[2]]):
-        raise ValueError(f"{text!r} is no time: seconds, or 500ms, 5s, 2m, 1h")
-    return value
-
-
-Deadline = Annotated[
-    float | None, typer.Option("--deadline", parser=seconds, metavar="TIME", help="Most time: 30, 5s, 2m.")
-]
-
 
 def run(
     ctx: typer.Context,
@@ -51,26 +35,25 @@ def run(
     ] = None,
     session_id: Annotated[
         str | None,
-        typer.Option("--session", "-s", metavar="ID", help="In this session; without it in a new one."),
+        typer.Option(
+            "--session",
+            "-s",
+            metavar="ID",
+            help="In this session; without it in a new one.",
+            autocompletion=sessions,
+        ),
     ] = None,
-    file: Annotated[
-        list[str] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Give a file with it; - is standard input. Many."),
-    ] = None,
+    file: Files = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions of a new session.")] = None,
-    agent: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Agent of a new session, from the config.")
-    ] = None,
+    agent: AgentName = None,
     write: Annotated[bool, typer.Option("--write", help="A new session may change this folder.")] = False,
     private: Annotated[
         bool, typer.Option("--private", help="Nothing of a new session leaves this machine.")
     ] = False,
     tier: Annotated[Tier | None, typer.Option(help="How able a model is asked.")] = None,
-    backend: Annotated[
-        str | None, typer.Option("--backend", "-m", metavar="NAME", help="This backend and no other.")
-    ] = None,
+    backend: Backend = None,
     deadline: Deadline = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, metavar="USD", help="Most it may cost.")] = None,
+    max_usd: MaxUsd = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Most replies of the model.")
     ] = None,
@@ -81,7 +64,7 @@ def run(
         str | None, typer.Option(metavar="A,B", help='Only these of the session\'s tools; "" is none.')
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the task's id and do not wait.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer and errors alone.")] = False,
+    quiet: AnswerAlone = False,
 ) -> None:
     """Run a task and print its answer.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from aiosctl import render, resolve
+from aiosctl.options import AgentName, Cursor, IdsAlone, Limit, MaxUsd, SessionId
 from aiosctl.quick import here
 from aiosctl.verb import Verb, answer, connect, noun
 from aiosd.protocol.sessions import (
@@ -22,21 +23,19 @@ from aiosd.records import Priority, Session, SessionState
 
 app = noun("Sessions: conversations with their own rights and memory.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Id or a beginning of it, title, or @last.")]
-
 
 @app.command("create", cls=Verb)
 def session_create(
     ctx: typer.Context,
     title: Annotated[str | None, typer.Argument(metavar="TITLE", help="A name to find it by.")] = None,
-    agent: Annotated[str | None, typer.Option(metavar="NAME", help="An agent of the config.")] = None,
+    agent: AgentName = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions to the model.")] = None,
     permissions: Annotated[
         str | None, typer.Option(metavar="A,B", help="What it may do; default: the agent's or the config's.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Nothing of it leaves this machine.")] = False,
     priority: Annotated[Priority, typer.Option(help="Whose turn it is when models are busy.")] = "normal",
-    max_usd: Annotated[float | None, typer.Option(min=0, metavar="USD", help="Most it may cost.")] = None,
+    max_usd: MaxUsd = None,
     workspace: Annotated[
         str | None, typer.Option(metavar="FOLDER", help='What tools see; default: this folder; "" is none.')
     ] = None,
@@ -81,11 +80,9 @@ def names(listed: str) -> tuple[str, ...]:
 def session_list(
     ctx: typer.Context,
     state: Annotated[SessionState | None, typer.Option(help="Only these.")] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most to list.")] = 100,
-    cursor: Annotated[
-        str | None, typer.Option(metavar="CURSOR", help="Go on after a list cut short.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")] = False,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    quiet: IdsAlone = False,
 ) -> None:
     """List sessions, the last used first.
 
@@ -113,7 +110,7 @@ def session_list(
 
 
 @app.command("show", cls=Verb)
-def session_show(ctx: typer.Context, id: Id) -> None:
+def session_show(ctx: typer.Context, id: SessionId) -> None:
     """Show a session: its rights, its workspace, its state.
 
     \b
@@ -128,7 +125,7 @@ def session_show(ctx: typer.Context, id: Id) -> None:
 
 
 @app.command("close", cls=Verb)
-def session_close(ctx: typer.Context, id: Id) -> None:
+def session_close(ctx: typer.Context, id: SessionId) -> None:
     """Close a session: no more runs; what it remembers stays.
 
     \b
@@ -142,7 +139,7 @@ def session_close(ctx: typer.Context, id: Id) -> None:
 @app.command("delete", cls=Verb)
 def session_delete(
     ctx: typer.Context,
-    id: Id,
+    id: SessionId,
     forget: Annotated[bool, typer.Option("--forget", help="Its memories go too.")] = False,
 ) -> None:
     """Delete a session with its turns and tasks.

@@ -12,7 +12,8 @@ import typer
 from aiosctl import render, resolve
 from aiosctl.answer import Watch
 from aiosctl.client import Client
-from aiosctl.run import GRACE_S, Deadline
+from aiosctl.options import AnswerAlone, Cursor, Deadline, IdsAlone, Limit, OfSession, TaskId
+from aiosctl.run import GRACE_S
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.errors import InvalidState, from_wire
 from aiosd.protocol.tasks import (
@@ -32,22 +33,16 @@ BELOW = "↳ "
 
 app = noun("Tasks: what was run, what runs, and what came of it.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Number, id or a beginning of it, or @last.")]
-
 
 @app.command("list", cls=Verb)
 def task_list(
     ctx: typer.Context,
-    session_id: Annotated[
-        str | None, typer.Option("--session", "-s", metavar="ID", help="Only of this session.")
-    ] = None,
+    session_id: OfSession = None,
     state: Annotated[TaskState | None, typer.Option(help="Only these.")] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most to list.")] = 100,
-    cursor: Annotated[
-        str | None, typer.Option(metavar="CURSOR", help="Go on after a list cut short.")
-    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
     tree: Annotated[bool, typer.Option("--tree", help="Under each task those it started.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")] = False,
+    quiet: IdsAlone = False,
 ) -> None:
     """List tasks, the newest first.
 
@@ -103,7 +98,7 @@ def _in_tree(found: Sequence[Task]) -> list[tuple[int, Task]]:
 
 
 @app.command("show", cls=Verb)
-def task_show(ctx: typer.Context, id: Id) -> None:
+def task_show(ctx: typer.Context, id: TaskId) -> None:
     """Show a task, with its result or its error.
 
     \b
@@ -127,14 +122,15 @@ def _shown(task: Task) -> None:
 @app.command("wait", cls=Verb)
 def task_wait(
     ctx: typer.Context,
-    id: Id,
+    id: TaskId,
     deadline: Deadline = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The answer and errors alone.")] = False,
+    quiet: AnswerAlone = False,
 ) -> None:
     """Wait for a task's end and print its answer, as run does. Ctrl-C leaves the task alone.
 
     \b
     aiosctl task wait @last
+    aiosctl wait 12 --deadline 5m
     id=$(aiosctl run --detach "..."); aiosctl task wait "$id" --deadline 5m
     """
     with connect(ctx) as client:
@@ -146,11 +142,12 @@ def task_wait(
 
 
 @app.command("cancel", cls=Verb)
-def task_cancel(ctx: typer.Context, id: Id) -> None:
+def task_cancel(ctx: typer.Context, id: TaskId) -> None:
     """Cancel a task.
 
     \b
     aiosctl task cancel 12
+    aiosctl kill @last
     """
 
     def text(task: Task) -> None:
@@ -163,7 +160,7 @@ def task_cancel(ctx: typer.Context, id: Id) -> None:
 @app.command("priority", cls=Verb)
 def task_priority(
     ctx: typer.Context,
-    id: Id,
+    id: TaskId,
     priority: Annotated[Priority, typer.Argument(help="Who is served first.")],
 ) -> None:
     """Change how urgent a task is, from its next step on.
@@ -182,7 +179,7 @@ def task_priority(
 @app.command("resolve", cls=Verb)
 def task_resolve(
     ctx: typer.Context,
-    id: Id,
+    id: TaskId,
     action: Annotated[
         Literal["retry", "skip", "done"], typer.Argument(help="Run it again, leave it, or take it as done.")
     ],

@@ -19,8 +19,8 @@ import typer
 
 from aiosctl import main, tool
 from aiosctl.client import Client
+from aiosctl.options import seconds
 from aiosctl.quick import title
-from aiosctl.run import seconds
 from aiosd import errors
 from aiosd.protocol.system import SystemPing
 from tests.aiosctl_double import (
@@ -376,7 +376,7 @@ def test_times_are_seconds_unless_they_say_otherwise(text: str, value: float) ->
     assert seconds(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "5 s", "1e3", "nan", "five", "5d"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "5 s", "1e3", "nan", "five", "5w"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no time"):
         seconds(text)
@@ -439,7 +439,8 @@ def test_all_verbs_are_there() -> None:
         "agent": ("list",),
     }
     verbs = {f"aiosctl {noun} {verb}" for noun, verbs in nouns.items() for verb in verbs}
-    assert set(VERBS) == verbs | {"aiosctl run", "aiosctl ping", "aiosctl status"}
+    alone = ("run", "ps", "attach", "wait", "kill", "why", "stats", "ping", "status", "logs", "completion")
+    assert set(VERBS) == verbs | {f"aiosctl {verb}" for verb in alone}
 
 
 BANNED = {
