@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from aiosd.errors import InvalidParams, NotFound
+from aiosd.memory.follower import IDLE_S
 from aiosd.memory.memory import MAX_CONTENT, MAX_QUERY, Memories, open_memory, scope_of
 from aiosd.protocol.memory import NewMemory
 from aiosd.records import Privacy, Session
@@ -46,10 +47,12 @@ def session(
 
 
 @asynccontextmanager
-async def opened(folder: Path, weights: Path | None = None) -> AsyncIterator[tuple[Memories, Database]]:
+async def opened(
+    folder: Path, weights: Path | None = None, idle_s: float = IDLE_S
+) -> AsyncIterator[tuple[Memories, Database]]:
     async with (
         open_database(folder / "aiosd.db") as database,
-        open_memory(database, folder / "index", weights) as memories,
+        open_memory(database, folder / "index", weights, idle_s=idle_s) as memories,
     ):
         yield memories, database
 

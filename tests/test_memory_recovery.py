@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiosd.child import ChildDied
+from aiosd.memory import weights
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.protocol.memory import NewMemory
 from aiosd.records import Session
@@ -216,6 +217,107 @@ async def test_an_index_of_another_database_is_not_believed(tmp_path: Path) -> N
     shutil.copytree(tmp_path / "one" / "index", tmp_path / "two" / "index")
     async with opened(tmp_path / "two") as (memories, _):
         assert [m for m in range(10, 20) if not await contents(memories, scope_of(ann), f"stone{m}x")] == []
+
+
+@pytest.mark.anyio
+async def test_what_was_forgotten_as_the_daemon_died_is_taken_out_and_nothing_else_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    async with opened(tmp_path) as (memories, database):
+        ids = await memories.remember(ann, stones(*range(20)))
+        await database.write(lambda c: table.delete(c, ids[10:15]))  # without a word to the index
+        await database.write(lambda c: table.delete(c, ids[-1:]))
+    async with opened(tmp_path) as (memories, _):
+        assert await all_found(memories, ann, 20) == [10, 11, 12, 13, 14, 19]
+    assert openings(caplog)[-1] == (14, True, 0)
+
+
+@pytest.mark.anyio
+async def test_damage_that_no_opening_sees_is_mended_behind_the_first_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    async with opened(tmp_path) as (memories, _):
+        await memories.remember(ann, stones(*range(1_500)))
+    (page,) = (tmp_path / "index").rglob("vector_storage-bm25/store/page_0.dat")
+    (payloads,) = (tmp_path / "index").rglob("payload_storage/page_0.dat")
+    page.write_bytes(page.read_bytes().replace(b"\x99\x3f", b"\x99\x39", 40))  # weights of words, here 1.2
+    payloads.write_bytes(payloads.read_bytes().replace(b'"user_id":"ann"', b'"user_id":"bob"', 40))
+    with listening("memory index checked") as checked:
+        async with opened(tmp_path) as (memories, _):
+            await memories.remember(ann, stones(1_500))
+            with anyio.fail_after(LONG_S):
+                await checked.wait()
+            assert await all_found(memories, ann, 100) == []
+    assert openings(caplog)[-1][:2] == (1_500, True)
+    done = [r.__dict__["mended"] for r in caplog.records if r.message == "memory index checked"]
+    assert 40 <= done[-1] < 100
+
+
+@pytest.mark.anyio
+async def test_an_idle_worker_ends_and_whoever_asks_next_finds_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = session()
+    async with opened(tmp_path, idle_s=0.2) as (memories, _):
+        for i in range(3):
+            with listening("child ended") as ended:
+                await memories.remember(ann, stones(i))
+                with anyio.fail_after(LONG_S):
+                    await ended.wait()
+        async with anyio.create_task_group() as tasks:  # in flight while it may be ending
+            for i in range(3, 9):
+                tasks.start_soon(memories.remember, ann, stones(i))
+                await anyio.sleep(0.1)
+        assert await all_found(memories, ann, 9) == []
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred memories, with vectors where there are weights, and their index as a daemon leaves it."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    async def fill() -> None:
+        async with opened(folder, weights.find(os.environ)) as (memories, _):
+            for first in range(0, 100, 10):
+                await memories.remember(ANN, stones(*range(first, first + 10)))
+
+    anyio.run(fill)
+    return folder
+
+
+ANN = session(permissions=())
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.anyio
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, flip], ids=["deleted", "truncated", "flipped"])
+async def test_any_one_file_of_the_index_may_be_damaged(
+    tmp_path: Path, whole: Path, damage: Callable[[Path], None]
+) -> None:
+    files = sorted(file.relative_to(whole) for file in (whole / "index").rglob("*") if file.is_file())
+    assert len(files) > 30
+    lost = {}
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        damage(folder / file)
+        with listening("memory index checked") as checked:
+            async with opened(folder, weights.find(os.environ)) as (memories, _):
+                await memories.remember(ANN, stones(100))
+                with anyio.move_on_after(2):  # where it was made again nothing is checked
+                    await checked.wait()
+                if missing := await all_found(memories, ANN, 101):
+                    lost[str(file)] = missing
+        shutil.rmtree(folder)
+    assert lost == {}
 
 
 class Heard(logging.Handler):

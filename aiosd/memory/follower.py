@@ -64,11 +64,19 @@ QUERY_TRIES = 3
 WAIT_S = 30.0
 """How long `caught_up` waits for the index at most. What is in SQLite is safe without it."""
 
+IDLE_S = 300.0
+"""Unasked for this long the worker ends; the next to ask waits 0.3 s for another, and a second for its model."""
+
+CHECK_SHARE = 0.2
+"""Of the worker's time, while it compares the index with the table: 100,000 memories take a minute."""
+
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_follower(database: Database, folder: Path, weights: Path | None) -> AsyncIterator[Follower]:
+async def open_follower(
+    database: Database, folder: Path, weights: Path | None, *, idle_s: float = IDLE_S
+) -> AsyncIterator[Follower]:
     """The index in this folder, in its worker, which is started at once; by words alone without `weights`."""
 
     async def started(call: Call) -> None:
@@ -78,12 +86,13 @@ async def open_follower(database: Database, folder: Path, weights: Path | None) 
     if weights is not None:
         argv.append(str(weights))
     async with (
-        open_child(argv, name="memory worker", env={}, started=started) as child,
+        open_child(argv, name="memory worker", env={}, idle_s=idle_s, started=started) as child,
         anyio.create_task_group() as tasks,
     ):
         follower = Follower(database, child, "none" if weights is None else MODEL)
         tasks.start_soon(follower.run)
         tasks.start_soon(follower.run_embedding)
+        tasks.start_soon(follower.run_checking)
         try:
             yield follower
         finally:
@@ -116,6 +125,9 @@ class Follower:
         """There is more to embed, which the worker can name."""
         self._wake_embedding = anyio.Event()
         self._waiting_embedding: list[anyio.Event] = []
+        self._is_doubtful = True
+        """Nobody has compared what is in the index with the table since a process or a machine may have broken off."""
+        self._wake_checking = anyio.Event()
 
     async def caught_up(self, forgotten: Collection[str] = ()) -> None:
         """Returns once the index has every row that is committed now, and none of these; or when that takes long.
@@ -141,6 +153,7 @@ class Follower:
             try:
                 found = await self._ask("query", {"text": text, "meaning": meaning, "where": where})
             except ChildDied as exc:
+                self._is_doubtful = True
                 tries += 1
                 if tries == QUERY_TRIES or exc.retry_after_s > 1:
                     raise
@@ -169,6 +182,7 @@ class Follower:
                 failures += 1
                 delay_s = max(backoff_s(failures), exc.retry_after_s if isinstance(exc, ChildDied) else 0.0)
                 logger.warning("memory index fell behind", extra={"why": str(exc), "retry_s": delay_s})
+                self._is_doubtful = True
                 if isinstance(exc, DeadlineExceeded):
                     self._child.kill()
                 self._wake.set()
@@ -234,6 +248,43 @@ class Follower:
             if not self._new:
                 self._release_embedding()
 
+    async def run_checking(self) -> None:
+        """Compares every memory with its point after each start that gives a reason to, until cancelled."""
+        while True:
+            await self._wake_checking.wait()
+            self._wake_checking = anyio.Event()
+            try:
+                await self._check()
+            except AiosError as exc:  # whoever asks next starts a worker, whose start wakes this again
+                logger.warning("checking the index was interrupted", extra={"why": str(exc)})
+
+    async def _check(self) -> None:
+        self._is_doubtful = False
+        seq, mended = 0, 0
+        while rows := [
+            row
+            for row in await self._database.read(lambda c: memories.rows(c, seq, ROWS))  # noqa: B023
+            if row[0] <= self._after
+        ]:
+            began = anyio.current_time()
+            for points in _batches(rows):
+                wrong = await self._child.call("mend", {"points": points}, timeout_s=CHANGE_S)
+                mended += len(wrong)
+                if wrong:
+                    await self._mended(msgspec.convert(wrong, list[str]))
+            seq = rows[-1][0]
+            await anyio.sleep((anyio.current_time() - began) * (1 / CHECK_SHARE - 1))
+        logger.info("memory index checked", extra={"seq": seq, "mended": mended})
+
+    async def _mended(self, ids: list[str]) -> None:
+        """These were put again, perhaps just after they were forgotten; and they have no vectors yet."""
+        kept = await self._database.read(lambda c: memories.there(c, ids))
+        self._forgotten.update(set(ids) - kept)
+        self._wake.set()
+        if self._embeds:
+            self._is_lacking = True
+            self._wake_embedding.set()
+
     def _release_embedding(self) -> None:
         self._release(self._waiting_embedding)
         self._waiting_embedding = []
@@ -254,6 +305,9 @@ class Follower:
         if self._embeds:
             self._is_lacking = position.lacking > 0
         is_part, behind = await self._database.read(lambda c: _compare(c, position))
+        if not is_part and await self._delete_strays(call):
+            position = msgspec.convert(await call("position", timeout_s=CHANGE_S), Position)
+            is_part, behind = await self._database.read(lambda c: _compare(c, position))
         if is_part:
             self._after = position.last_seq
         else:
@@ -263,10 +317,30 @@ class Follower:
             "memory index opened", extra={"points": position.count, "kept": is_part, "behind": behind}
         )
         self._wake.set()
+        if self._is_doubtful and is_part:
+            self._wake_checking.set()
         if behind > SHORT:
             self._is_behind = True
         else:
             await self._put(call)
+
+    async def _delete_strays(self, call: Call) -> int:
+        """Takes out what was forgotten while no worker heard of it, as when the daemon is killed right after a commit:
+        how many those were. Where there would be little left, none."""
+        strays: list[str] = []
+        after = kept = 0
+        while page := msgspec.convert(
+            await call("ids", {"after": after, "n": DELETES}, timeout_s=CHANGE_S), list[tuple[int, str]]
+        ):
+            after = page[-1][0]
+            there = await self._database.read(lambda c: memories.there(c, [id for _, id in page]))
+            kept += len(there)
+            strays += [id for _, id in page if id not in there]
+        if len(strays) > kept:
+            return 0
+        self._forgotten.update(strays)
+        await self._delete(call)
+        return len(strays)
 
     async def _follow(self) -> None:
         call = self._child.call

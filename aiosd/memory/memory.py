@@ -17,7 +17,7 @@ import msgspec
 
 from aiosd.errors import InvalidParams
 from aiosd.memory import ranking
-from aiosd.memory.follower import Follower, open_follower
+from aiosd.memory.follower import IDLE_S, Follower, open_follower
 from aiosd.memory.points import Where
 from aiosd.protocol.memory import Lineage, NewMemory, Origin
 from aiosd.records import Memory, Privacy, ScoredMemory, Session
@@ -55,13 +55,14 @@ def scope_of(session: Session) -> Scope:
 
 @asynccontextmanager
 async def open_memory(
-    database: Database, index_dir: Path, weights: Path | None = None
+    database: Database, index_dir: Path, weights: Path | None = None, *, idle_s: float = IDLE_S
 ) -> AsyncIterator[Memories]:
     """The memories in this database, with their index in this folder, which is made where there is none.
 
-    They are found by their words, and with the embedder's `weights` by their meaning.
+    They are found by their words, and with the embedder's `weights` by their meaning. The worker that finds them ends
+    after `idle_s` unasked, until it is asked again.
     """
-    async with open_follower(database, index_dir, weights) as index:
+    async with open_follower(database, index_dir, weights, idle_s=idle_s) as index:
         yield Memories(database, index)
 
 

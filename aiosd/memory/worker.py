@@ -60,6 +60,15 @@ class Worker:
                 raise InvalidState(f"the index stands at {self._index.last_seq}, not at {after}")
             self._index.put(msgspec.convert(points, list[Point]))
 
+    def mend(self, *, points: list[Any]) -> list[str]:
+        """Puts again those of these that the index has otherwise, or not at all; their ids."""
+        with self._indexing:
+            return self._index.mend(msgspec.convert(points, list[Point]))
+
+    def ids(self, *, after: int, n: int) -> list[tuple[int, str]]:
+        with self._indexing:
+            return self._index.ids(after, n)
+
     def query(self, *, text: str, meaning: str, where: dict[str, Any]) -> Found:
         """The CANDIDATES by the words of `text` and by `meaning`; waits for the model where it is being loaded."""
         vector = None
@@ -121,7 +130,8 @@ def main() -> None:
         _take(lock)
         index = Index(folder)
         worker = Worker(index, weights[0] if weights else None)
-        quick = (worker.position, worker.put, worker.query, worker.delete, worker.clear, worker.lacking)
+        quick: list[Callable[..., object]] = [worker.position, worker.put, worker.mend, worker.ids]
+        quick += [worker.query, worker.delete, worker.clear, worker.lacking]
         stdio.serve(_by_name(*quick), line, beside=_by_name(worker.embed))
         worker.close()
         os._exit(0)  # the thread beside may be in the middle of a text, which nobody waits for

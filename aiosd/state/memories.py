@@ -181,6 +181,11 @@ def texts(c: Connection, ids: Sequence[str]) -> list[Memory]:
     return [_memory(row) for row in c.execute(f"SELECT {_COLUMNS} FROM {_AMONG}", (_json(ids),))]
 
 
+def there(c: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of the ids that are there, whoever's."""
+    return {row[0] for row in c.execute(f"SELECT memory_id FROM {_AMONG}", (_json(ids),))}
+
+
 def position(c: Connection) -> tuple[int, int]:
     """How many there are, and the `seq` of the last that is there; 0 without any."""
     count, last = c.execute("SELECT count(*), coalesce(max(seq), 0) FROM memories").fetchone()
