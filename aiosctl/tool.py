@@ -16,7 +16,7 @@ from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.errors import AiosError, InvalidParams, ToolFailed
 from aiosd.protocol.sessions import SessionClose, SessionCreate
 from aiosd.protocol.system import SystemInfo
-from aiosd.protocol.tools import ToolCall, ToolGet, ToolList, Tools
+from aiosd.protocol.tools import Explained, ToolCall, ToolExplain, ToolGet, ToolList, Tools
 from aiosd.records import ToolResult
 
 app = noun("Tools: what models may call.")
@@ -100,15 +100,9 @@ def tool_call(
     aiosctl tool call calculator expression="2 * 21"
     aiosctl tool call search_files --args '{"text": "TODO"}'
     """
-    if args is not None and pairs:
-        raise InvalidParams("arguments are given as KEY=VALUE or as --args, not both")
     json = globals_of(ctx).json
     with connect(ctx) as client:
-        arguments = (
-            whole(args)
-            if args is not None
-            else by_name(pairs or [], client.call(ToolGet(name=name)).input_schema)
-        )
+        arguments = _arguments(client, name, pairs, args)
         if session_id is None:
             with _session_for(client, name) as own:
                 raw = client.ask(ToolCall(session_id=own, name=name, arguments=arguments), timeout_s=None)
@@ -125,6 +119,54 @@ def tool_call(
         if json:
             raise typer.Exit(ToolFailed.exit_status)
         raise ToolFailed(f"{name}: {text}", hint=f"aiosctl tool show {name}")
+
+
+@app.command("explain", cls=Verb)
+def tool_explain(
+    ctx: typer.Context,
+    session_id: Annotated[str, typer.Argument(metavar="SESSION", help="A session.")],
+    name: Annotated[str, typer.Argument(metavar="TOOL", help="A tool's name.")],
+    pairs: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Its arguments, by name.")
+    ] = None,
+    args: Annotated[
+        str | None, typer.Option("--args", metavar="JSON", help="Its arguments as one object.")
+    ] = None,
+) -> None:
+    """Say whether a session's models may make a call, by which rule, and why. Nothing is called.
+
+    \b
+    aiosctl tool explain @last read_file path=../notes.md
+    """
+
+    def text(found: Explained) -> None:
+        render.fields(
+            {
+                "decision": found.decision,
+                "rule": found.rule,
+                "because": found.why,
+                "about": "its arguments are unclear" if found.about is None else "\n".join(found.about),
+                "always": found.always,
+                "session has": " ".join(found.permissions),
+                "tool needs": " ".join(found.tool_permissions) or name,
+                "sandbox": found.sandbox,
+            }.items()
+        )
+
+    with connect(ctx) as client:
+        arguments = _arguments(client, name, pairs, args)
+        params = ToolExplain(session_id=resolve.session(client, session_id), name=name, arguments=arguments)
+        answer(ctx, client, params, text)
+
+
+def _arguments(client: Client, name: str, pairs: list[str] | None, args: str | None) -> dict[str, Any]:
+    if args is not None and pairs:
+        raise InvalidParams("arguments are given as KEY=VALUE or as --args, not both")
+    return (
+        whole(args)
+        if args is not None
+        else by_name(pairs or [], client.call(ToolGet(name=name)).input_schema)
+    )
 
 
 @contextmanager

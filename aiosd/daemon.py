@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import SocketListener
 
+from aiosd.audit import Audit
 from aiosd.config import Config
 from aiosd.errors import AiosError, ConfigError
 from aiosd.events import Broker
@@ -26,6 +27,7 @@ from aiosd.methods.table import table
 from aiosd.models.pool import open_pool
 from aiosd.paths import Paths
 from aiosd.records import Session
+from aiosd.secrets import Secrets
 from aiosd.server import Server
 from aiosd.state.database import open_database
 from aiosd.systemd import notify, passed_socket
@@ -68,6 +70,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 [paths.config_dir / folder for folder in config.tools.paths],
                 lambda session: _workspace(paths, session),
                 memory_tools(memory),
+                Audit(database, Secrets(config, environ)),
                 walls=_walls(paths, socket_path, environ),
                 egress=egress,
             ) as registry,

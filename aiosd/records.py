@@ -17,6 +17,7 @@ SessionState = Literal["open", "closed"]
 TaskState = Literal["queued", "working", "input_required", "completed", "failed", "cancelled"]
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 CallStatus = Literal["pending", "in_progress", "completed", "failed", "unknown"]
+ApprovalDecision = Literal["allow_once", "allow_always", "reject_once", "reject_always"]
 StopReason = Literal["end_turn", "max_tokens", "max_steps", "refusal", "cancelled"]
 Tier = Literal["fast", "balanced", "capable"]
 TaskType = Literal["reasoning", "coding", "summarization", "embedding"]
@@ -187,6 +188,30 @@ class ToolResult(
     structured_content: Any = None
 
 
+class AlwaysRule(Record, frozen=True, kw_only=True):
+    """What a user answered once and for all: it settles what asks in any of the user's sessions, and widens none."""
+
+    rule_id: str
+    user_id: str
+    rule: str
+    """An entry as in permissions: `name(pattern)` allows, `!name(pattern)` rejects."""
+    created_at: datetime
+
+
+class AuditEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of the audit log. `hash` covers it and, through the hash before, every line above it."""
+
+    seq: int
+    at: datetime
+    kind: Literal["call", "result", "approval", "egress"]
+    what: str
+    """The tool, or the host and port that was to be reached."""
+    session_id: str | None = None
+    task_id: str | None = None
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
+    hash: str = ""
+
+
 class Agent(Record, frozen=True, kw_only=True):
     """A named way of working, from the config."""
 
@@ -347,6 +372,21 @@ class ToolResultEvent(Event, frozen=True, kw_only=True, tag="tool_result"):
     sources: tuple[Source, ...] = ()
 
 
+class ApprovalEvent(Event, frozen=True, kw_only=True, tag="approval"):
+    """A call that waits for the user's word, and then the word: `decision` is None while it waits."""
+
+    call_id: str
+    name: str
+    arguments: dict[str, Any]
+    why: str
+    """Why it asks: a clause."""
+    rule: str | None
+    """What `always` would keep; None where no rule says it, and `always` counts for this call alone."""
+    decision: ApprovalDecision | None = None
+    by: Literal["user", "rule", "timeout", "nobody"] | None = None
+    """Who decided: `nobody` where nobody watches the task, or it was run with approve = never."""
+
+
 class UsageEvent(Event, frozen=True, kw_only=True, tag="usage"):
     usage: Tokens
     cost_usd: float
@@ -365,5 +405,14 @@ class ThinkingEvent(Event, frozen=True, kw_only=True, tag="thinking"):
 
 
 Delta = TextEvent | ThinkingEvent
-Kept = StateEvent | ProgressEvent | RouteEvent | MessageEvent | ToolCallEvent | ToolResultEvent | UsageEvent
+Kept = (
+    StateEvent
+    | ProgressEvent
+    | RouteEvent
+    | MessageEvent
+    | ToolCallEvent
+    | ToolResultEvent
+    | ApprovalEvent
+    | UsageEvent
+)
 AnyEvent = Kept | Delta

@@ -15,6 +15,8 @@ import anyio
 import pytest
 
 from aiosd import child
+from aiosd.audit import Audit
+from aiosd.config import Config
 from aiosd.errors import (
     DeadlineExceeded,
     InvalidParams,
@@ -26,6 +28,8 @@ from aiosd.errors import (
     ToolFailed,
 )
 from aiosd.records import Session, ToolResult
+from aiosd.secrets import Secrets
+from aiosd.state.database import open_database
 from aiosd.tools import host, registry
 from aiosd.tools.kernel import KernelTool, kernel_tool
 from aiosd.tools.registry import Registry, open_registry
@@ -204,8 +208,10 @@ def open_(tmp_path: Path) -> Open:
     async def open_(kernel: dict[str, KernelTool] | None = None, **options: Any) -> AsyncIterator[Registry]:
         folders = [tmp_path / "tools", tmp_path / "none"]
         workspaces = lambda s: Path(s.workspace or tmp_path / "workspaces" / s.session_id)
-        async with open_registry(folders, workspaces, kernel or {}, **options) as opened:
-            yield opened
+        async with open_database(tmp_path / "audit.db") as database:
+            audit = Audit(database, Secrets(Config(), {}))
+            async with open_registry(folders, workspaces, kernel or {}, audit, **options) as opened:
+                yield opened
 
     return open_
 

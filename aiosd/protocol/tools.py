@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -41,6 +41,33 @@ class ToolCall(Params[ToolResult], frozen=True, kw_only=True):
 
     method = "tool.call"
     returns = ToolResult
+
+
+class Explained(Record, frozen=True, kw_only=True):
+    """What would become of a call by a model. The owner's own `tool.call` is not asked about."""
+
+    decision: Literal["allow", "ask", "deny"]
+    rule: str | None
+    """The entry that decides; None where it is a default."""
+    why: str
+    about: tuple[str, ...] | None
+    """What rules are held against: its paths, addresses or command in their one spelling; None where one has none."""
+    always: str | None
+    """The rule that answering `always` would keep."""
+    permissions: tuple[str, ...]
+    tool_permissions: tuple[str, ...]
+    sandbox: str
+
+
+class ToolExplain(Params[Explained], frozen=True, kw_only=True):
+    """Whether a session's models may make this call, by which rule, and why. Calls nothing."""
+
+    session_id: str
+    name: str
+    arguments: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    method = "tool.explain"
+    returns = Explained
 
 
 class Agents(Record, frozen=True, kw_only=True):

@@ -134,4 +134,23 @@ CREATE INDEX events_progress ON events (task_id) WHERE kind = 'progress';
 ALTER TABLE sessions ADD COLUMN consolidated INTEGER NOT NULL DEFAULT 0;
 """
 
-SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _SPEAKERS, _LEARNT, _LINEAGE)
+_AUDIT = """
+-- AUTOINCREMENT: sqlite_sequence remembers the last number, so that entries cut off the end are missed.
+CREATE TABLE audit (
+    seq  INTEGER PRIMARY KEY AUTOINCREMENT,
+    body TEXT NOT NULL,
+    hash TEXT NOT NULL
+);
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
+CREATE TRIGGER audit_is_not_cut BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit is append-only'); END;
+
+CREATE TABLE always (
+    rule_id    TEXT PRIMARY KEY NOT NULL CHECK (length(rule_id) = 36),
+    user_id    TEXT NOT NULL,
+    rule       TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    UNIQUE (user_id, rule)
+);
+"""
+
+SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _SPEAKERS, _LEARNT, _LINEAGE, _AUDIT)

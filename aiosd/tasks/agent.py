@@ -267,7 +267,12 @@ class Agent:
         try:
             self._allow(call)
             result = await self._hands.registry.call(
-                self._session, call.name, call.arguments, timeout_s=TOOL_S
+                self._session,
+                call.name,
+                call.arguments,
+                timeout_s=TOOL_S,
+                by="model",
+                task_id=self._task.task_id,
             )
             failed, text = result.is_error, "\n".join(block.text for block in result.content)
         except AiosError as exc:

@@ -7,22 +7,36 @@ arguments fit. Users' code is known here by its description only, and runs in a 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
+import anyio.to_thread
 import msgspec
 
+from aiosd.audit import Audit
 from aiosd.child import ChildDied, open_child
-from aiosd.errors import DeadlineExceeded, InvalidParams, NotFound, PermissionDenied, RateLimited, ToolFailed
+from aiosd.errors import (
+    AiosError,
+    DeadlineExceeded,
+    InvalidParams,
+    NotFound,
+    PermissionDenied,
+    RateLimited,
+    ToolFailed,
+)
 from aiosd.records import Session, Tool, ToolResult
 from aiosd.tools import limits, policy
 from aiosd.tools.egress import Egress
 from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles, Walls
 from aiosd.tools.kernel import KernelTool
+from aiosd.tools.policy import Verdict
+from aiosd.tools.subjects import PATHS, Place, Subject, Unclear, subjects
 from aiosd.tools.wire import Call, Description, Problem
 
 START_S = 30.0
@@ -31,7 +45,23 @@ START_S = 30.0
 MAX_BUCKETS = 10_000
 """Rate limits kept before those that are full again are dropped."""
 
+KEEP_S = 2.0
+"""For writing down the end of a call that was cancelled."""
+
+SHOWN = 500
+"""Characters of what a call was about that the audit log keeps."""
+
 logger = logging.getLogger(__name__)
+
+
+class Ruling(msgspec.Struct, frozen=True):
+    """The verdict on one call, and on what it was given."""
+
+    tool: Tool
+    about: tuple[Subject, ...] | None
+    """None where an argument is unclear."""
+    place: Place
+    verdict: Verdict
 
 
 @asynccontextmanager
@@ -39,6 +69,7 @@ async def open_registry(
     folders: Sequence[Path],
     workspaces: Callable[[Session], Path],
     kernel: Mapping[str, KernelTool],
+    audit: Audit,
     *,
     walls: Walls = Walls(),  # noqa: B008 - it is frozen
     max_hosts: int = MAX_HOSTS,
@@ -49,16 +80,24 @@ async def open_registry(
     async with anyio.create_task_group() as tasks:
         hosts = Hosts(tasks, workspaces, max_hosts, egress)
         try:
-            yield Registry(folders, hosts, kernel, walls)
+            yield Registry(folders, workspaces, hosts, kernel, audit, walls)
         finally:
             hosts.close()
 
 
 class Registry:
     def __init__(
-        self, folders: Sequence[Path], hosts: Hosts, kernel: Mapping[str, KernelTool], walls: Walls
+        self,
+        folders: Sequence[Path],
+        workspaces: Callable[[Session], Path],
+        hosts: Hosts,
+        kernel: Mapping[str, KernelTool],
+        audit: Audit,
+        walls: Walls,
     ) -> None:
         self._folders = tuple(folders)
+        self._workspaces = workspaces
+        self._audit = audit
         self._hosts = hosts
         self._kernel = {entry.tool.name: entry for entry in kernel.values()}
         self._tools: dict[str, Tool] = {}
@@ -103,28 +142,83 @@ class Registry:
         """Ends the session's tool host and the calls that run in it."""
         await self._hosts.end(session_id)
 
+    async def ruling(self, session: Session, name: str, arguments: Mapping[str, Any]) -> Ruling:
+        """What the session's permissions say of this call. Raises NotFound."""
+        tool = await self.get(name)
+        folder = self._workspaces(session)
+
+        def rule() -> Ruling:
+            workspace = os.path.realpath(folder)
+            place = Place(workspace, str(Path.home()), os.path.realpath)
+            try:
+                about = subjects(tool, arguments, place)
+            except Unclear:
+                about = None
+            return Ruling(tool, about, place, policy.decide(tool, session.permissions, about, place))
+
+        if PATHS.isdisjoint(tool.input_schema.get("properties", ())):
+            return rule()
+        return await anyio.to_thread.run_sync(rule)  # it looks where symlinks lead
+
     async def call(
-        self, session: Session, name: str, arguments: Mapping[str, Any], *, timeout_s: float
+        self,
+        session: Session,
+        name: str,
+        arguments: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        by: Literal["owner", "model"] = "model",
+        task_id: str | None = None,
+        approved: Ruling | None = None,
     ) -> ToolResult:
         """What the tool gave; where the tool itself raised, a result with `is_error`. Cancelling kills the call.
 
-        Raises NotFound, PermissionDenied, RateLimited, InvalidParams (which costs no rate), DeadlineExceeded,
-        ToolFailed, Overloaded, InvalidState.
+        What asks needs to be `approved`, unless it is the owner who calls. Raises NotFound, PermissionDenied,
+        RateLimited, InvalidParams (which costs no rate), DeadlineExceeded, ToolFailed, Overloaded, InvalidState.
         """
-        tools, files = await self._described()
-        tool = await self.get(name) if name not in tools else tools[name]
-        if why := policy.denial(tool, session.permissions):
-            raise PermissionDenied(f"session `{session.title}` may not use `{name}`: {why}")
+        ruling = await self.ruling(session, name, arguments)
+        refused = _refusal(session, ruling, by, approved)
+        digest = hashlib.sha256(msgspec.json.encode(arguments, order="sorted")).hexdigest()
+        ids = {"session_id": session.session_id, "task_id": task_id}
+        await self._audit.record(
+            "call",
+            name,
+            **ids,
+            by=by,
+            decision="deny" if refused else "allow",
+            rule=ruling.verdict.rule,
+            why=ruling.verdict.why,
+            about=[subject.text[:SHOWN] for subject in ruling.about or ()] or None,
+            arguments_sha256=digest,
+        )
+        if refused:
+            raise PermissionDenied(refused, hint=f"aiosctl tool explain {session.session_id[:8]} {name}")
+        status = "cancelled"
+        try:
+            result = await self._call(session, ruling.tool, arguments, timeout_s)
+            status = "failed" if result.is_error else "completed"
+            return self._audit.secrets.masked(result)
+        except AiosError as exc:
+            status = f"refused: {type(exc).__name__}"
+            raise
+        finally:
+            with anyio.move_on_after(KEEP_S, shield=True):
+                await self._audit.record("result", name, **ids, status=status, arguments_sha256=digest)
+
+    # --- calls -----------------------------------------------------------------------------------------
+
+    async def _call(
+        self, session: Session, tool: Tool, arguments: Mapping[str, Any], timeout_s: float
+    ) -> ToolResult:
+        _, files = await self._described()
         self._take(session.user_id, tool)
         try:
-            if name in self._kernel:
-                return await self._call_kernel(self._kernel[name], session, arguments, timeout_s)
+            if tool.name in self._kernel:
+                return await self._call_kernel(self._kernel[tool.name], session, arguments, timeout_s)
             return await self._call_host(session, files, tool, arguments, timeout_s)
         except InvalidParams:
             self._give_back(session.user_id, tool)
             raise
-
-    # --- calls -----------------------------------------------------------------------------------------
 
     async def _call_kernel(
         self, entry: KernelTool, session: Session, arguments: Mapping[str, Any], timeout_s: float
@@ -209,6 +303,19 @@ class Registry:
         logger.info("tools are described", extra={"sandbox": self._sandbox, "tools": len(self._tools)})
         for problem in self._problems:
             logger.warning("tool passed over", extra={"problem": str(problem)})
+
+
+def _refusal(session: Session, ruling: Ruling, by: str, approved: Ruling | None) -> str | None:
+    """Why the call is not made: a sentence; None if it may be."""
+    match ruling.verdict.decision:
+        case "deny":
+            return f"session `{session.title}` may not use `{ruling.tool.name}`: {ruling.verdict.why}"
+        case "ask" if by == "model" and approved is None:
+            return f"`{ruling.tool.name}` needs its user's approval: {ruling.verdict.why}"
+        case _ if approved is not None and approved.about != ruling.about:
+            return f"what `{ruling.tool.name}` was approved for has changed since: it is about something else now"
+        case _:
+            return None
 
 
 async def _ask(files: UserFiles) -> Description:
