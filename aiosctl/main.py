@@ -55,6 +55,8 @@ COMMANDS = {
         "completion:completion",
         "Print what makes a shell complete verbs, options, ids and names.",
     ),
+    "reload": ("system:reload", "Read the config again."),
+    "service": ("service:app", "The daemon as a systemd user service."),
 }
 """In the order of --help: the module that has a noun's verbs (`app`) or a verb alone, and what it is for."""
 

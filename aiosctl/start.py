@@ -124,17 +124,17 @@ def _has_unit(path: Path, environ: Mapping[str, str]) -> bool:
 
 def _start_unit() -> str:
     """What was started. Raises NoDaemon also for a unit that somebody stopped: it stays stopped."""
-    state = _systemctl("show", "--property=InactiveEnterTimestampMonotonic", "--value", UNIT)
+    state = systemctl("show", "--property=InactiveEnterTimestampMonotonic", "--value", UNIT)
     if state.stdout.strip() not in ("", "0"):
         raise NoDaemon(f"{UNIT} was stopped", hint=f"systemctl --user start {UNIT}")
-    done = _systemctl("start", UNIT)
+    done = systemctl("start", UNIT)
     if done.returncode != 0:
         why = done.stderr.strip() or f"systemctl ended with {done.returncode}"
         raise NoDaemon(f"{UNIT} did not start: {why}", hint=f"systemctl --user status {UNIT}")
     return UNIT
 
 
-def _systemctl(*args: str) -> subprocess.CompletedProcess[str]:
+def systemctl(*args: str) -> subprocess.CompletedProcess[str]:
     argv = ["systemctl", "--user", *args]
     try:
         return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=START_S)

@@ -6,7 +6,7 @@ import typer
 
 from aiosctl import render
 from aiosctl.verb import answer, connect
-from aiosd.protocol.system import Info, Pong, SystemInfo, SystemPing
+from aiosd.protocol.system import Info, Pong, Reloaded, SystemInfo, SystemPing, SystemReload
 
 PING_S = 5.0
 
@@ -50,3 +50,20 @@ def status(ctx: typer.Context) -> None:
 
     with connect(ctx) as client:
         answer(ctx, client, SystemInfo(), text)
+
+
+def reload(ctx: typer.Context) -> None:
+    """Read the config again. One that does not load is refused, and the old stays in force.
+
+    \b
+    aiosctl reload
+    """
+
+    def text(reloaded: Reloaded) -> None:
+        for key in reloaded.changed:
+            render.out(key)
+        if reloaded.restart:
+            render.notice(f"the next start will read: {', '.join(reloaded.restart)}")
+
+    with connect(ctx) as client:
+        answer(ctx, client, SystemReload(), text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
@@ -17,7 +18,8 @@ def main() -> None:
     parser.add_argument("--socket", metavar="PATH", help="where to listen (default: as aiosctl looks for it)")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     options = parser.parse_args()
-    telemetry.log_to(sys.stderr, options.log_level.upper())
+    telemetry.log_to(sys.stderr, options.log_level.upper(), os.environ)
+    faulthandler.enable()  # where every thread stands when a watchdog ends us by SIGABRT
     try:
         _run(options.socket)
     except AiosError as exc:

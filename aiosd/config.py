@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -111,6 +112,20 @@ def load(path: Path) -> Config:
         return _config(table, path.parent)
     except _Wrong as exc:
         raise ConfigError(f"{path}: {exc}", hint=f'"${{EDITOR:-vi}}" {path}') from None
+
+
+def changed(old: Config, new: Config) -> tuple[str, ...]:
+    """The keys that differ, with dots between: `budget.day_usd`; a whole entry where it came or went."""
+    return tuple(_changed(msgspec.to_builtins(old), msgspec.to_builtins(new), ""))
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], where: str) -> Iterator[str]:
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changed(before, after, f"{where}{key}.")
+        elif before != after:
+            yield f"{where}{key}"
 
 
 class _Wrong(Exception):

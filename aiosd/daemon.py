@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,13 +25,14 @@ from aiosd.memory import weights
 from aiosd.memory.memory import open_memory
 from aiosd.methods.services import Services
 from aiosd.methods.table import table
-from aiosd.models.pool import open_pool
+from aiosd.models.pool import Pool, open_pool
 from aiosd.paths import Paths
 from aiosd.records import Session
+from aiosd.reload import Reload, open_reload, tiers_of
 from aiosd.secrets import Secrets
 from aiosd.server import Server
 from aiosd.state.database import open_database
-from aiosd.systemd import notify, passed_socket
+from aiosd.systemd import notify, passed_socket, watchdog_s
 from aiosd.tasks.agent import Hands
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.recollection import memory_tools
@@ -74,7 +76,12 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 walls=_walls(paths, socket_path, environ),
                 egress=egress,
             ) as registry,
-            open_pool(config, environ, database=database) as pool,
+            open_reload(
+                paths.config,
+                config,
+                lambda new: open_pool(new, environ, database=database),
+                lambda new, pool: apply(new, pool),
+            ) as reload,
         ):
             broker = Broker()
             budget = Budget(database, config.budget.day_usd, lambda: datetime.now(UTC))
@@ -83,9 +90,9 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 broker=broker,
                 memory=memory,
                 registry=registry,
-                pool=pool,
+                pool=reload.pool,
                 budget=budget,
-                tiers={name: agent.tier for name, agent in config.agents.items()},
+                tiers=tiers_of(config),
             )
             async with open_runner(hands) as runner:
                 services = Services(
@@ -95,24 +102,34 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                     database=database,
                     memory=memory,
                     registry=registry,
-                    pool=pool,
+                    pool=reload.pool,
                     budget=budget,
                     runner=runner,
+                    reload=reload,
                     stop=stop,
                     started=started,
                 )
+
+                def apply(new: Config, pool: Pool) -> None:
+                    hands.pool = services.pool = pool
+                    hands.tiers = tiers_of(new)
+                    budget.day_usd = new.budget.day_usd
+                    services.config = new
+
                 recovered = await runner.recover()
                 server = Server(table(services))
                 listener = await SocketListener.from_socket(listening)
                 async with anyio.create_task_group() as connections:
-                    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                         async with listener, anyio.create_task_group() as accepting:
-                            accepting.start_soon(_stop_on_signal, signals, stop)
+                            accepting.start_soon(_heed, signals, stop, reload)
+                            accepting.start_soon(_show_life, watchdog_s(environ))
                             accepting.start_soon(listener.serve, server.connection, connections)
                             logger.info(
                                 "ready", extra={"socket": str(socket_path), "recovered_tasks": recovered}
                             )
                             notify("READY=1")
+                            notify("STATUS=ready")
                             await stop.wait()
                             notify("STOPPING=1")
                             accepting.cancel_scope.cancel()
@@ -124,9 +141,24 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     logger.info("stopped")
 
 
-async def _stop_on_signal(signals: AsyncIterable[signal.Signals], stop: anyio.Event) -> None:
-    async for _ in signals:
-        stop.set()
+async def _heed(signals: AsyncIterable[signal.Signals], stop: anyio.Event, reload: Reload) -> None:
+    async for each in signals:
+        if each != signal.SIGHUP or sys.stderr.isatty():  # started by hand, and its terminal is gone
+            stop.set()
+            continue
+        try:
+            await reload()
+            notify("STATUS=ready")
+        except ConfigError as exc:
+            logger.error("the config was refused, the old one stays: %s", exc)
+            notify(f"STATUS=ready; the new config was refused: {exc}")
+
+
+async def _show_life(every_s: float | None) -> None:
+    """Tells the service manager that the event loop turns, as often as it wants to know."""
+    while every_s is not None:
+        notify("WATCHDOG=1")
+        await anyio.sleep(every_s)
 
 
 def _walls(paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> Walls:

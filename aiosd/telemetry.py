@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, TextIO
+
+PRIORITIES = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
+"""Of syslog(3) by level."""
+
+_ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -32,6 +41,14 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+class Journal(JsonLines):
+    """For journald: each line begins with its priority, as in sd-daemon(3)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return f"<{PRIORITIES.get(record.levelname, 6)}>{line}"
+
+
 class Readable(logging.Formatter):
     """`12:00:00 INFO  ready  socket=/run/...`"""
 
@@ -42,12 +59,38 @@ class Readable(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def log_to(stream: TextIO = sys.stderr, level: str = "INFO") -> None:
+@contextmanager
+def about(**ids: str) -> Iterator[None]:
+    """What is logged in this block, and by what it starts, carries these ids."""
+    token = _ABOUT.set({**_ABOUT.get(), **ids})
+    try:
+        yield
+    finally:
+        _ABOUT.reset(token)
+
+
+def _add_ids(record: logging.LogRecord) -> bool:
+    for name, id in _ABOUT.get().items():
+        vars(record).setdefault(name, id)
+    return True
+
+
+def log_to(stream: TextIO, level: str, environ: Mapping[str, str]) -> None:
     """Sends every logger's records of this level and above to `stream`."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(Readable() if stream.isatty() else JsonLines())
+    handler.addFilter(_add_ids)
+    if stream.isatty():
+        handler.setFormatter(Readable())
+    else:
+        handler.setFormatter(Journal() if _is_journal(stream, environ) else JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
     for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether journald reads this stream: JOURNAL_STREAM in systemd.exec(5)."""
+    stat = os.fstat(stream.fileno())
+    return environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"

@@ -36,7 +36,7 @@ FLOORS: list[set[str]] = [
     {"tasks"},
     {"server", "discover"},
     {"methods"},
-    {"daemon", "__main__"},
+    {"daemon", "reload", "__main__"},
 ]
 """Lowest first. A name stands for its package too; the longest that fits a module counts."""
 

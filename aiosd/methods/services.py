@@ -16,6 +16,7 @@ from aiosd.memory.memory import Memories, scope_of
 from aiosd.models.pool import Pool
 from aiosd.paths import Paths
 from aiosd.protocol.base import Params
+from aiosd.protocol.system import Reloaded
 from aiosd.protocol.tasks import TASK_EVENT
 from aiosd.records import AnyEvent, Session
 from aiosd.state import sessions
@@ -26,8 +27,8 @@ from aiosd.tasks.runner import Runner
 from aiosd.tools.registry import Registry
 
 
-class Services(msgspec.Struct, frozen=True):
-    """What methods act on; opened once, in daemon.py."""
+class Services(msgspec.Struct):
+    """What methods act on; opened in daemon.py. A reload of the config replaces that and the pool."""
 
     config: Config
     paths: Paths
@@ -38,6 +39,7 @@ class Services(msgspec.Struct, frozen=True):
     pool: Pool
     budget: Budget
     runner: Runner
+    reload: Callable[[], Awaitable[Reloaded]]
     stop: anyio.Event
     started: float
     """Of time.monotonic()."""

@@ -8,9 +8,19 @@ from typing import Any
 
 from aiosd import server
 from aiosd.discover import VERSION, openrpc
+from aiosd.errors import ConfigError, InvalidState
 from aiosd.methods.services import HANDLERS, Services, handles
 from aiosd.protocol.base import PROTOCOL
-from aiosd.protocol.system import Info, Pong, RpcDiscover, SystemInfo, SystemPing, SystemShutdown
+from aiosd.protocol.system import (
+    Info,
+    Pong,
+    Reloaded,
+    RpcDiscover,
+    SystemInfo,
+    SystemPing,
+    SystemReload,
+    SystemShutdown,
+)
 from aiosd.state.database import counts
 
 
@@ -38,6 +48,14 @@ async def system_info(services: Services, peer: server.Peer, params: SystemInfo)
         backends=await services.pool.names(),
         problems=tuple(str(problem) for problem in await services.registry.problems()),
     )
+
+
+@handles(SystemReload)
+async def system_reload(services: Services, peer: server.Peer, params: SystemReload) -> Reloaded:
+    try:
+        return await services.reload()
+    except ConfigError as exc:
+        raise InvalidState(f"the config was refused, the old one stays: {exc}", hint=exc.hint) from None
 
 
 @handles(SystemShutdown)

@@ -16,6 +16,7 @@ import msgspec
 
 from aiosd import config
 from aiosd.models.backend import BackendFailed, ModelRequest
+from aiosd.systemd import credential
 
 CONNECT_S = 2.0
 READ_S = 300.0
@@ -51,6 +52,8 @@ class Endpoint:
         if self.backend.key_env:
             if value := self._environ.get(self.backend.key_env, "").strip():
                 return value
+            if passed := credential(self.backend.key_env, self._environ):
+                return passed
             raise BackendFailed(
                 f"its key ${self.backend.key_env} (key_env) is not set; a file can hold it:"
                 f" aiosctl model key {self.name}",

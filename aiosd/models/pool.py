@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import anyio
 import anyio.to_thread
@@ -57,6 +57,8 @@ class Pool:
         self._learning = learning
         self._saved_s = clock()
         self._slots = Slots(clock, tasks)
+        self._users = 0
+        self._unused = anyio.Event()
         for member in members.values():
             self._slots.add(member)
 
@@ -78,6 +80,17 @@ class Pool:
         never joined, and `data` has the text so far. NotFound, InvalidParams; BudgetExhausted where no backend
         that costs less answered.
         """
+        with self._used():
+            return await self._reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
+
+    async def _reply(
+        self,
+        request: ModelRequest,
+        *,
+        on_delta: OnDelta | None,
+        on_wait: OnWait | None,
+        reserve: Reserve | None,
+    ) -> Reply:
         started = self._clock()
         form = None
         if request.schema is not None:
@@ -134,7 +147,7 @@ class Pool:
                 decision = self._decision(request, choice, members, failed, started, seat)
                 done = got.done
                 decision = msgspec.structs.replace(decision, dropped=done.dropped, truncated=done.truncated)
-                return _reply(member, got, bill, decision)
+                return _replied(member, got, bill, decision)
 
     def prioritize(self, task_id: str, priority: Priority) -> None:
         """What the task has waiting for a slot waits with this priority from now on."""
@@ -193,10 +206,33 @@ class Pool:
             infos.insert(0, _absent(missing, self._discovery.url))
         return tuple(infos)
 
+    async def idle(self) -> None:
+        """Returns once no reply is on its way."""
+        while self._users:
+            await self._unused.wait()
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        if not self._users:
+            self._unused = anyio.Event()
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def save(self) -> None:
+        """Writes down what was learnt of the backends."""
+        if self._learning is not None:
+            members = [*self._fixed.values(), *self._found.values()]
+            await self._learning.save([m for m in members if m.learnt.calls or m.learnt.loads])
+
     async def aclose(self) -> None:
         """Writes down what was learnt, and lets go of every connection, each within CLOSE_S."""
         with anyio.move_on_after(CLOSE_S, shield=True):
-            await self._save()
+            await self.save()
         with anyio.move_on_after(CLOSE_S, shield=True):
             async with anyio.create_task_group() as closing:
                 for member in self._fixed.values():
@@ -299,12 +335,7 @@ class Pool:
         now = self._clock()
         if self._learning is not None and now - self._saved_s >= SAVE_S:
             self._saved_s = now
-            self._tasks.start_soon(self._save)
-
-    async def _save(self) -> None:
-        if self._learning is not None:
-            members = [*self._fixed.values(), *self._found.values()]
-            await self._learning.save([m for m in members if m.learnt.calls or m.learnt.loads])
+            self._tasks.start_soon(self.save)
 
 
 @asynccontextmanager
@@ -380,7 +411,7 @@ def _ranks(name: str, tiers: Mapping[Tier, tuple[str, ...]]) -> dict[Tier, int]:
     return {tier: names.index(name) for tier, names in tiers.items() if name in names}
 
 
-def _reply(member: Member, got: Got, bill: Bill, decision: Decision) -> Reply:
+def _replied(member: Member, got: Got, bill: Bill, decision: Decision) -> Reply:
     done = got.done
     return Reply(
         text=got.text,

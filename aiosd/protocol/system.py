@@ -43,6 +43,20 @@ class SystemInfo(Params[Info], frozen=True, kw_only=True):
     returns = Info
 
 
+class Reloaded(Record, frozen=True, kw_only=True):
+    changed: tuple[str, ...]
+    """Keys of the config that are in force now."""
+    restart: tuple[str, ...]
+    """Keys that have changed too, and that the next start will read."""
+
+
+class SystemReload(Params[Reloaded], frozen=True, kw_only=True):
+    """Reads the config again, as SIGHUP does. One that does not load is refused, and the old stays in force."""
+
+    method = "system.reload"
+    returns = Reloaded
+
+
 class SystemShutdown(Params[None], frozen=True, kw_only=True):
     """Stops the daemon as SIGTERM does: the answer comes first."""
 

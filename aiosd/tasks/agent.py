@@ -66,8 +66,8 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E", bound=Event)
 
 
-class Hands(msgspec.Struct, frozen=True):
-    """What an agent acts with; opened once, in daemon.py."""
+class Hands(msgspec.Struct):
+    """What an agent acts with; opened in daemon.py. A reload of the config replaces the pool and the tiers."""
 
     database: Database
     broker: Broker

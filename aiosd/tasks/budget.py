@@ -43,7 +43,7 @@ class Budget:
 
     def __init__(self, database: Database, day_usd: float | None, clock: Callable[[], datetime]) -> None:
         self._database = database
-        self._day_usd = day_usd
+        self.day_usd = day_usd
         self._clock = clock
         self._held: dict[str, tuple[str, float]] = {}
         self._lock = anyio.Lock()
@@ -68,7 +68,7 @@ class Budget:
                 [
                     Cap("task", task_usd, of_task, 0.0),
                     Cap("session", session.max_usd, of_session, in_session),
-                    Cap("day", self._day_usd, of_day, sum(held for _, held in others)),
+                    Cap("day", self.day_usd, of_day, sum(held for _, held in others)),
                 ],
             )
             self._held[task_id] = (session.session_id, usd)
@@ -80,7 +80,7 @@ class Budget:
             midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
             of_day = await self._database.read(lambda c: tasks.spent(c, since=midnight))
             held = sum(held for name, (_, held) in self._held.items() if name != holder)
-            check(usd, [Cap("day", self._day_usd, of_day, held)])
+            check(usd, [Cap("day", self.day_usd, of_day, held)])
             self._held[holder] = ("", usd)
 
     async def release(self, task_id: str) -> None:

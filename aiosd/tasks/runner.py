@@ -11,6 +11,7 @@ from uuid import uuid4
 import anyio
 from anyio.abc import TaskGroup
 
+from aiosd import telemetry
 from aiosd.errors import (
     AiosError,
     Cancelled,
@@ -241,7 +242,7 @@ class Runner:
 
     async def _work(self, run: Run, task: Task) -> None:
         try:
-            with run.scope:
+            with run.scope, telemetry.about(task_id=task.task_id, session_id=task.session_id):
                 try:
                     await run.agent.run()
                 except AiosError:
