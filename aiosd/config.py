@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -18,6 +19,9 @@ from aiosd.records import Tier
 TIERS: tuple[Tier, ...] = ("fast", "balanced", "capable")
 EXTRACTIVE = "extractive"
 """The backend that is always there and that no section needs to declare."""
+
+SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+"""Of an MCP server. Its tools are called NAME__TOOL, of which models take 64 characters."""
 
 LEAST_CONTEXT = 256
 """What llama.cpp rounds a context up to a multiple of."""
@@ -79,6 +83,29 @@ class Budget(Section, frozen=True, kw_only=True):
 class Tools(Section, frozen=True, kw_only=True):
     paths: tuple[str, ...] = ("tools",)
     """Folders of Python files, relative to the config file."""
+    searxng_url: str | None = None
+    """Of the SearXNG that web_search asks; without one there is no web_search."""
+
+
+class McpServer(Section, frozen=True, kw_only=True):
+    """A server of the Model Context Protocol: a program, or an address."""
+
+    command: str | None = None
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    """All of its environment, beside what every tool has."""
+    cwd: str | None = None
+    """A folder that it may write to; without one it has a private one."""
+    url: str | None = None
+    """Of a server that speaks streamable HTTP."""
+    hosts: tuple[str, ...] = ()
+    """What it may reach, as tools list it; that of `url` need not be named."""
+    paths: tuple[str, ...] = ()
+    """Files and folders that it may read."""
+
+
+class Mcp(Section, frozen=True, kw_only=True):
+    servers: dict[str, McpServer] = msgspec.field(default_factory=dict)
 
 
 class Memory(Section, frozen=True, kw_only=True):
@@ -93,6 +120,7 @@ class Config(Section, frozen=True, kw_only=True):
     budget: Budget = Budget()
     memory: Memory = Memory()
     tools: Tools = Tools()
+    mcp: Mcp = Mcp()
 
 
 def load(path: Path) -> Config:
@@ -145,12 +173,26 @@ def _config(table: dict[str, Any], folder: Path) -> Config:
     agents = {
         name: _convert(value, Agent, f"agents.{name}") for name, value in _table(table, "agents").items()
     }
+    mcp = _table(table, "mcp")
+    servers = {
+        name: _check_server(name, _convert(value, McpServer, f"mcp.servers.{name}"), folder)
+        for name, value in _table(mcp, "servers", "mcp.").items()
+    }
     config = _convert(
-        table | {"models": models | {"backends": {}}, "agents": {}} if table else {}, Config, ""
+        table | {"models": models | {"backends": {}}, "agents": {}, "mcp": mcp | {"servers": {}}}
+        if table
+        else {},
+        Config,
+        "",
     )
     config = msgspec.structs.replace(
-        config, agents=agents, models=msgspec.structs.replace(config.models, backends=backends)
+        config,
+        agents=agents,
+        models=msgspec.structs.replace(config.models, backends=backends),
+        mcp=Mcp(servers=servers),
     )
+    if config.tools.searxng_url is not None:
+        _check_url("tools.searxng_url", config.tools.searxng_url)
     for tier, names in config.models.tiers.items():
         for i, name in enumerate(names):
             if name not in backends and name != EXTRACTIVE:
@@ -187,13 +229,7 @@ def _checked(name: str, backend: Backend, folder: Path) -> Backend:
         if backend.kind != "extractive" and not backend.model:
             raise _Wrong(f"{where}.model: expected the name of a model")
     if backend.url is not None:
-        try:
-            parts = urlsplit(backend.url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # brackets that do not close, a port over 65535
-            good = False
-        if not good:
-            raise _Wrong(f"{where}.url: expected http://HOST[:PORT] or https://..., got `{backend.url}`")
+        _check_url(f"{where}.url", backend.url)
     elif backend.kind == "openai":
         raise _Wrong(f"{where}.url: expected the server's address, as in https://api.openai.com/v1")
     if backend.slots < 1:
@@ -205,6 +241,38 @@ def _checked(name: str, backend: Backend, folder: Path) -> Backend:
     if backend.key_env and backend.key_file:
         raise _Wrong(f"{where}: expected key_env or key_file, not both")
     return backend
+
+
+def _check_url(where: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port over 65535
+        good = False
+    if not good:
+        raise _Wrong(f"{where}: expected http://HOST[:PORT] or https://..., got `{url}`")
+
+
+def _check_server(name: str, server: McpServer, folder: Path) -> McpServer:
+    where = f"mcp.servers.{name}"
+    if not SERVER_NAME.fullmatch(name) or "__" in name:
+        raise _Wrong(f"{where}: expected a name of at most 32 letters, digits, `-` and single `_`")
+    if (server.command is None) == (server.url is None):
+        raise _Wrong(f"{where}: expected either command or url")
+    if server.url is not None:
+        _check_url(f"{where}.url", server.url)
+        for key in ("args", "env", "cwd", "paths"):
+            if getattr(server, key):
+                raise _Wrong(f"{where}.{key}: expected only with a command")
+
+    def absolute(path: str) -> str:
+        return str(folder.absolute() / os.path.expanduser(path))
+
+    return msgspec.structs.replace(
+        server,
+        cwd=None if server.cwd is None else absolute(server.cwd),
+        paths=tuple(map(absolute, server.paths)),
+    )
 
 
 def _gguf(where: str, backend: Backend, folder: Path) -> Backend:

@@ -73,7 +73,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 lambda session: _workspace(paths, session),
                 memory_tools(memory),
                 Audit(database, Secrets(config, environ)),
-                walls=_walls(paths, socket_path, environ),
+                walls=_walls(config, paths, socket_path, environ),
                 egress=egress,
             ) as registry,
             open_reload(
@@ -161,12 +161,13 @@ async def _show_life(every_s: float | None) -> None:
         await anyio.sleep(every_s)
 
 
-def _walls(paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> Walls:
+def _walls(config: Config, paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> Walls:
     """AIOSD_TIERS is for tests: it names the walls that are tried, and can only take some away; without any, no tool
     runs."""
     hidden = (paths.config, paths.data, paths.state, paths.cache, paths.run, socket_path)
     named = environ.get("AIOSD_TIERS")
-    return Walls(hidden, tuple(Tier) if named is None else tuple(map(Tier, named.split(","))))
+    tiers = tuple(Tier) if named is None else tuple(map(Tier, named.split(",")))
+    return Walls(hidden, tiers, config.tools.searxng_url)
 
 
 def _workspace(paths: Paths, session: Session) -> Path:

@@ -333,11 +333,13 @@ def main() -> None:
         print(f"walls: {walls.tier} ({walls.why})", file=sys.stderr)  # noqa: T201 - the daemon's log
     # Importing a user's file runs it, and that is not done without walls either.
     folders = [Path(folder) for folder in plan.folders] if walls.hold else []
-    tools, problems = load(folders, careful=CAREFUL in sys.argv, only=plan.only)
+    tools, problems = load(folders, careful=CAREFUL in sys.argv, only=plan.only, searxng_url=plan.searxng_url)
     if not walls.hold:
         problems = tuple(Problem(file=f, line=None, error=_unwalled(walls)) for f in plan.folders)
     if any(inspect.iscoroutinefunction(loaded.function) for loaded in tools.values()):
         import asyncio  # noqa: F401 - once here, or in every call of an async tool; and never where there is none
+    if plan.out is not None:
+        from aiosd.tools import browsing  # noqa: F401 - likewise
     gc.collect()
     gc.freeze()  # a fork that leaves these objects alone shares their memory
     Host(line, tools, problems, walls).serve()

@@ -36,6 +36,8 @@ class Walls(msgspec.Struct, frozen=True):
     """The daemon's own files and folders, which no tool may reach wherever its workspace lies."""
     tiers: tuple[Tier, ...] = tuple(Tier)
     """The walls that are tried."""
+    searxng_url: str | None = None
+    """Where web_search looks; without one it is no tool."""
 
 
 class UserFiles(msgspec.Struct, frozen=True):
@@ -63,6 +65,7 @@ class UserFiles(msgspec.Struct, frozen=True):
             folders=tuple(map(str, self.folders)),
             hidden=tuple(map(str, self.walls.hidden)),
             only=only,
+            searxng_url=self.walls.searxng_url,
             out=out,
             tiers=self.walls.tiers,
         )

@@ -17,7 +17,7 @@ from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 from aiosd.records import Tool
-from aiosd.tools import MARK, Marked, builtin
+from aiosd.tools import MARK, Marked, builtin, web
 from aiosd.tools.schema import NotATool, Signature, signature, tool_of
 from aiosd.tools.wire import Problem
 
@@ -38,16 +38,24 @@ class ImportTooSlow(Exception):
 
 
 def load(
-    folders: Sequence[Path], *, careful: bool = False, only: Collection[str] | None = None
+    folders: Sequence[Path],
+    *,
+    careful: bool = False,
+    only: Collection[str] | None = None,
+    searxng_url: str | None = None,
 ) -> tuple[dict[str, Loaded], tuple[Problem, ...]]:
     """Tools by name, and what was passed over and why: never does one file keep another's tools away.
 
     `careful` tries each file in a process of its own first. It is for when loading has ended the host, which no
-    exception can prevent: os._exit(), a crash or an endless loop in native code. `only` names the files that are loaded, where not all are.
+    exception can prevent: os._exit(), a crash or an endless loop in native code. `only` names the files that are
+    loaded, where not all are; with `searxng_url` there is a web_search.
     """
     tools: dict[str, Loaded] = {}
     problems: list[Problem] = []
-    _collect(builtin, tools, problems)
+    for module in (builtin, web):
+        _collect(module, tools, problems)
+    if searxng_url is not None:
+        _add(web.search_at(searxng_url), None, tools, problems)
     for number, folder in enumerate(folders):
         sys.path.append(str(folder))  # last, so that `calendar.py` among the tools shadows nothing
         for path in sorted(folder.glob("*.py")):
@@ -143,20 +151,23 @@ def _collect(module: ModuleType, tools: dict[str, Loaded], problems: list[Proble
         # what a file imports from another is the other's
         if not callable(function) or getattr(function, "__module__", None) != module.__name__:
             continue
-        marked = getattr(function, MARK, None)
-        if isinstance(marked, Marked):
-            try:
-                file = None if module is builtin else str(module.__file__)
-                loaded = _loaded(function, marked, file)
-                if loaded.tool.name in tools:
-                    raise NotATool(f"`{loaded.tool.name}`: there is a tool of that name already")
-            except NotATool as exc:
-                line = function.__code__.co_firstlineno if inspect.isfunction(function) else None
-                problems.append(Problem(file=str(module.__file__), line=line, error=str(exc)))
-            else:
-                tools[loaded.tool.name] = loaded
+        _add(function, None if module in (builtin, web) else str(module.__file__), tools, problems)
 
 
-def _loaded(function: Callable[..., Any], marked: Marked, file: str | None) -> Loaded:
-    found = signature(function)
-    return Loaded(tool_of(found, *marked), found, function, file)
+def _add(
+    function: Callable[..., Any], file: str | None, tools: dict[str, Loaded], problems: list[Problem]
+) -> None:
+    """If it is marked as a tool. `file` is the user's, None for a builtin one."""
+    marked = getattr(function, MARK, None)
+    if not isinstance(marked, Marked):
+        return
+    try:
+        found = signature(function)
+        loaded = Loaded(tool_of(found, *marked), found, function, file)
+        if loaded.tool.name in tools:
+            raise NotATool(f"`{loaded.tool.name}`: there is a tool of that name already")
+    except NotATool as exc:
+        line = function.__code__.co_firstlineno if inspect.isfunction(function) else None
+        problems.append(Problem(file=file or "", line=line, error=str(exc)))
+    else:
+        tools[loaded.tool.name] = loaded

@@ -134,6 +134,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon's own files."""
     only: tuple[str, ...] | None = None
     """The files that are loaded of these folders; None for all."""
+    searxng_url: str | None = None
     out: Out | None = None
     """Without one there is no network."""
     tiers: tuple[Tier, ...] = tuple(Tier)
