@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from aiosd.errors import InvalidParams, NotFound
@@ -39,6 +39,25 @@ def read_stdin(what: str) -> str:
             f"{what} is missing: it is neither an argument nor piped in", hint="aiosctl --help"
         )
     return _read(sys.stdin.buffer, "standard input")
+
+
+def lines(name: str) -> tuple[Iterator[bytes], int]:
+    """Those of a file, or of standard input for `-`, and how many bytes they are; 0 where nobody knows.
+
+    Raises NotFound for a file that cannot be read, InvalidParams where standard input is a keyboard.
+    """
+    if name == STDIN:
+        mode = os.fstat(0)
+        if not (stat.S_ISFIFO(mode.st_mode) or stat.S_ISREG(mode.st_mode)):
+            raise InvalidParams(
+                "a file is missing: it is neither an argument nor piped in", hint="aiosctl --help"
+            )
+        return iter(sys.stdin.buffer), mode.st_size if stat.S_ISREG(mode.st_mode) else 0
+    try:
+        file = open(name.encode(), "rb")  # noqa: SIM115  # it is read to its end, and then the process ends
+    except OSError as exc:
+        raise NotFound(f"{name}: {exc.strerror}") from None
+    return iter(file), os.fstat(file.fileno()).st_size
 
 
 def is_input(mode: int, *, at_start: bool, parents: bool) -> bool:

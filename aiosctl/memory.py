@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Annotated
 
+import msgspec
 import typer
 
 from aiosctl import inputs, render, resolve
 from aiosctl.client import Client
-from aiosctl.verb import Verb, answer, connect, noun
+from aiosctl.verb import Verb, answer, connect, globals_of, noun
 from aiosd.errors import InvalidParams
 from aiosd.paths import user_name
 from aiosd.protocol.memory import (
+    Export,
+    Exported,
     Forgotten,
     Lineage,
     Memories,
+    MemoryExport,
     MemoryForget,
     MemoryGet,
+    MemoryImport,
     MemoryList,
     MemoryRecall,
     MemoryRemember,
+    MemoryStats,
     MemoryWhy,
     Recalled,
     Remembered,
+    Stats,
 )
 from aiosd.protocol.sessions import SessionCreate, SessionList
 from aiosd.records import Memory
@@ -33,6 +41,15 @@ app = noun("Memory: what is known about your work, across sessions.")
 TITLE = "aiosctl"
 """Of the session made for memories where there is none."""
 
+CHUNK = 500
+"""Memories imported in one call, and CHUNK_BYTES of them: so a bar moves, and a line of the protocol holds them."""
+
+CHUNK_BYTES = 1024 * 1024
+
+IMPORT_S = 600.0
+"""For one such call, which answers when its memories are found: embedding them takes its time."""
+
+Everybody = Annotated[bool, typer.Option("--all", help="Every user's; without it, your own.")]
 OfSession = Annotated[
     str | None,
     typer.Option("--session", "-s", metavar="ID", help="Of this session; without it, of all of yours."),
@@ -210,6 +227,107 @@ def memory_why(
 
 def _traced(what: str, memory: Memory) -> tuple[str, str, datetime | None, str, str]:
     return what, memory.memory_id, memory.created_at, _brief(memory.source), memory.content
+
+
+@app.command("stats", cls=Verb)
+def memory_stats(ctx: typer.Context, everybody: Everybody = False) -> None:
+    """Count what is remembered.
+
+    \b
+    aiosctl memory stats
+    """
+
+    def text(found: Stats) -> None:
+        counts = render.properties(found)
+        for by in ("by_kind", "by_source"):
+            counts[by] = "  ".join(f"{name} {n}" for name, n in getattr(found, by).items()) or None
+        render.fields(counts.items())
+
+    with connect(ctx) as client:
+        answer(ctx, client, MemoryStats(user_id=None if everybody else user_name()), text)
+
+
+@app.command("export", cls=Verb)
+def memory_export(ctx: typer.Context, everybody: Everybody = False) -> None:
+    """Write all memories, a JSON object a line, as `import` reads them.
+
+    \b
+    aiosctl memory export > memories.jsonl
+    """
+    user_id = None if everybody else user_name()
+    shown = (
+        not globals_of(ctx).json and not render.for_people()
+    )  # beside what a terminal shows, a bar would be torn
+    pages: list[Exported] = []
+    with connect(ctx) as client:
+        total = client.call(MemoryStats(user_id=user_id)).memories if shown else 0
+        with render.progress("exporting", total, shown=shown) as advance:
+            cursor = None
+            while True:
+                page = client.call(MemoryExport(user_id=user_id, cursor=cursor))
+                if globals_of(ctx).json:
+                    pages += page.memories
+                else:
+                    for memory in page.memories:
+                        render.document(msgspec.json.encode(memory))
+                advance(len(page.memories))
+                if (cursor := page.next_cursor) is None:
+                    break
+    if globals_of(ctx).json:
+        render.document(msgspec.json.encode(Export(memories=tuple(pages))))
+
+
+@app.command("import", cls=Verb)
+def memory_import(
+    ctx: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="[FILE]", help="What `export` wrote; without it, standard input.")
+    ] = "-",
+) -> None:
+    """Add the memories of a file, under their own ids. Those that are here already stay: it can be done again.
+
+    \b
+    aiosctl memory import memories.jsonl
+    """
+    lines, total = inputs.lines(name)
+    given = added = 0
+    with (
+        connect(ctx) as client,
+        render.progress("importing", total, shown=not globals_of(ctx).json) as advance,
+    ):
+        for chunk, size_bytes in _chunks(name, lines):
+            done = client.call(MemoryImport(memories=chunk), timeout_s=IMPORT_S)
+            given += len(done.memory_ids)
+            added += done.added
+            advance(size_bytes)
+    if globals_of(ctx).json:
+        render.document(msgspec.json.encode({"given": given, "added": added}))
+    else:
+        noun = "memory" if added == 1 else "memories"
+        render.out(
+            f"imported {added} {noun}" + (f"; {given - added} were here already" if given - added else "")
+        )
+
+
+def _chunks(name: str, lines: Iterable[bytes]) -> Iterator[tuple[tuple[Exported, ...], int]]:
+    """Memories for one call each, with their size in the file. Raises InvalidParams, which names the line."""
+    chunk: list[Exported] = []
+    size = blank = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            blank += len(line)
+            continue
+        try:
+            memory = msgspec.json.decode(line, type=Exported)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise InvalidParams(f"{name}:{number}: this is no exported memory: {exc}") from None
+        if chunk and (size + len(line) > CHUNK_BYTES or len(chunk) == CHUNK):
+            yield tuple(chunk), size + blank
+            chunk, size, blank = [], 0, 0
+        chunk.append(memory)
+        size += len(line)
+    if chunk:
+        yield tuple(chunk), size + blank
 
 
 @app.command("forget", cls=Verb)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, TextIO
 
@@ -146,6 +146,20 @@ def short(ids: Sequence[str]) -> list[str]:
     while length < 36 and len({each[:length] for each in ids}) < len(set(ids)):
         length += 1
     return [each[:length] for each in ids]
+
+
+@contextmanager
+def progress(what: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal, that moves by what is given; 0 is an unknown total."""
+    if not shown or not on_terminal(sys.stderr):
+        yield lambda by: None
+        return
+    from rich.console import Console  # late: only people see it
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(what, total=total or None)
+        yield lambda by: bars.advance(bar, by)
 
 
 def _cell(value: Any) -> Cell:

@@ -22,6 +22,7 @@ FLOORS: list[set[str]] = [
         "models.queue",
         "models.router",
         "models.window",
+        "memory.checks",
         "memory.ranking",
         "tools.schema",
         "tools.policy",

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from aiosd.errors import InvalidParams, NotFound
+from aiosd.memory.checks import MAX_CONTENT
 from aiosd.memory.follower import IDLE_S
-from aiosd.memory.memory import MAX_CONTENT, MAX_QUERY, Memories, open_memory, scope_of
+from aiosd.memory.memory import MAX_QUERY, Memories, open_memory, scope_of
 from aiosd.protocol.memory import NewMemory
 from aiosd.records import Privacy, Session
 from aiosd.state import memories as table

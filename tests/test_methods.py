@@ -14,7 +14,6 @@ import pytest
 from aiosd import framing, protocol
 from aiosd import records as r
 from aiosd.errors import InvalidParams, InvalidState, NotFound
-from aiosd.methods import table  # noqa: F401  # it imports every method's params
 from aiosd.protocol.base import Params
 from aiosd.protocol.memory import MemoryContext, MemoryForget, MemoryList, MemoryRecall, MemoryRemember
 from aiosd.protocol.sessions import SessionClose
@@ -67,6 +66,9 @@ def test_what_methods_answer_fits_what_discover_says(daemon: Daemon, document: d
         ("memory.list", {"session_id": sid}),
         ("memory.get", {"memory_id": memory}),
         ("memory.why", {"memory_id": memory}),
+        ("memory.export", {}),
+        ("memory.import", {"memories": []}),
+        ("memory.stats", {}),
         ("memory.forget", {"memory_id": memory, "dry_run": True}),
         ("tool.list", {}),
         ("tool.get", {"name": "clock"}),

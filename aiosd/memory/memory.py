@@ -15,11 +15,11 @@ from uuid import uuid4
 
 import msgspec
 
-from aiosd.errors import InvalidParams
-from aiosd.memory import ranking
+from aiosd.errors import InvalidParams, InvalidState
+from aiosd.memory import checks, ranking
 from aiosd.memory.follower import IDLE_S, Follower, open_follower
 from aiosd.memory.points import Where
-from aiosd.protocol.memory import Lineage, NewMemory, Origin
+from aiosd.protocol.memory import Export, Exported, Lineage, NewMemory, Origin, Stats
 from aiosd.records import Memory, Privacy, ScoredMemory, Session
 from aiosd.state import lineage, sessions
 from aiosd.state import memories as table
@@ -27,20 +27,14 @@ from aiosd.state.columns import micros
 from aiosd.state.database import Connection, Database
 from aiosd.state.memories import Scope
 
-MAX_CONTENT = 1024 * 1024
-"""Bytes of UTF-8 in one memory. Longer texts are files."""
-
-MAX_METADATA = 64 * 1024
-"""Bytes of JSON."""
-
-MAX_NAME = 256
-"""Characters of kind, source and speaker."""
-
 MAX_QUERY = 8_000
 """Characters of a query that are looked at. What matters in a longer one has been said by then."""
 
 MAX_RECALLED = 100
 """Memories that one recall may ask for."""
+
+EXPORTED = 2 * 1024 * 1024
+"""Bytes of JSON in a page of an export, which is one line of the protocol."""
 
 PAGE = 128
 """Memories read at once where many are looked through."""
@@ -92,12 +86,12 @@ class Memories:
             memory_id=str(uuid4()),
             user_id=session.user_id,
             session_id=session.session_id,
-            content=content.encode()[:MAX_CONTENT].decode(errors="ignore"),
+            content=content.encode()[: checks.MAX_CONTENT].decode(errors="ignore"),
             speaker=None,
             kind=kind,
             source=source,
             trust=trust,
-            privacy=_strictest(privacy, session.privacy),
+            privacy=checks.strictest(privacy, session.privacy),
             created_at=created_at,
             metadata={},
         )
@@ -126,7 +120,7 @@ class Memories:
         Raises InvalidParams.
         """
         now = datetime.now(UTC)
-        added = [_checked(session, memory, trust, now, place) for place, memory in enumerate(memories)]
+        added = [checks.given(session, memory, trust, now, place) for place, memory in enumerate(memories)]
         origins = () if task_id is None else (lineage.of_task(task_id),)
 
         def add(c: Connection) -> None:
@@ -160,7 +154,7 @@ class Memories:
             session_id=scope.session_id,
             kind=kind,
             source=source,
-            as_of=None if as_of is None else micros(_in_utc(as_of)),
+            as_of=None if as_of is None else micros(checks.in_utc(as_of)),
         )
         if not query.strip():
             return ()
@@ -204,7 +198,7 @@ class Memories:
             raise InvalidParams("forget: expected a condition; without one it would be everything")
         scope = await self._scope(session_id, user_id)
         ids = None if query is None else await self._containing(query)
-        before = None if before is None else _in_utc(before)
+        before = None if before is None else checks.in_utc(before)
 
         def fitting(c: Connection) -> tuple[str, ...]:
             chosen = table.select(c, scope, memory_id=memory_id, ids=ids, source=source, before=before)
@@ -222,6 +216,57 @@ class Memories:
             await self._index.caught_up(forgotten=gone)
             await self._database.scrub()
         return len(gone)
+
+    async def export(self, user_id: str | None, *, limit: int, cursor: str | None) -> Export:
+        """A page of a user's memories, or of everybody's, in the order they were added. Raises InvalidParams."""
+
+        def page(c: Connection) -> Export:
+            found, following = table.exported(c, user_id, limit=limit, cursor=cursor, size_bytes=EXPORTED)
+            origins = lineage.origins(c, [memory.memory_id for memory in found])
+            return Export(
+                memories=tuple(
+                    Exported(**msgspec.structs.asdict(memory), derived_from=origins.get(memory.memory_id, ()))
+                    for memory in found
+                ),
+                next_cursor=following,
+            )
+
+        return await self._database.read(page)
+
+    async def take_in(self, memories: Sequence[Exported]) -> tuple[str, ...]:
+        """Adds these as they are, all or none, once they are on the disk and found; ids of those that were not here.
+
+        Raises InvalidParams, and InvalidState where one of the same id is here and is another.
+        """
+        given: dict[str, Exported] = {}
+        for place, memory in enumerate(memories):
+            checked = checks.imported(memory, place)
+            if given.setdefault(checked.memory_id, checked) != checked:
+                raise InvalidParams(f"memories[{place}]: {checked.memory_id} is given twice, and differs")
+
+        def add(c: Connection) -> list[Memory]:
+            here = {memory.memory_id: memory for memory in table.texts(c, list(given))}
+            new = []
+            for memory_id, exported in given.items():
+                memory = checks.memory_of(exported)
+                if memory_id not in here:
+                    new.append(memory)
+                elif here[memory_id] != memory:
+                    raise InvalidState(
+                        f"the memory {memory_id} is here already, and is another",
+                        hint=f"aiosctl memory show {memory_id}",
+                    )
+            table.add(c, new)
+            lineage.record(c, {memory.memory_id: given[memory.memory_id].derived_from for memory in new})
+            return new
+
+        added = await self._database.write(add)
+        await self.index(added)
+        return tuple(memory.memory_id for memory in added)
+
+    async def stats(self, user_id: str | None) -> Stats:
+        counted = await self._database.read(lambda c: table.counts(c, user_id))
+        return Stats(**counted, embedder=self.embedder)
 
     async def why(self, memory_id: str) -> Lineage:
         """Where a memory came from, and what was made from it. Raises NotFound."""
@@ -270,45 +315,3 @@ def _page_containing(c: Connection, *, words: Sequence[str], after: int) -> tupl
     contents = ((memory.memory_id, memory.content.casefold()) for _, memory in rows)
     ids = [id for id, content in contents if all(word in content for word in words)]
     return rows[-1][0] if rows else None, ids
-
-
-def _checked(session: Session, new: NewMemory, trust: float, now: datetime, place: int) -> Memory:
-    """The memory as it is kept. Raises InvalidParams, which names its place among those given."""
-    if not new.content.strip():
-        raise InvalidParams(f"memories[{place}].content: expected a text, got none")
-    try:
-        if (size := len(new.content.encode())) > MAX_CONTENT:
-            raise InvalidParams(f"memories[{place}].content: {size} bytes; at most {MAX_CONTENT}")
-        if (size := len(msgspec.json.encode(new.metadata))) > MAX_METADATA:
-            raise InvalidParams(f"memories[{place}].metadata: {size} bytes of JSON; at most {MAX_METADATA}")
-    except UnicodeEncodeError as exc:
-        raise InvalidParams(f"memories[{place}]: not Unicode: {exc}") from None
-    for field, name in (("kind", new.kind), ("source", new.source), ("speaker", new.speaker)):
-        if name is not None and not 0 < len(name) <= MAX_NAME:
-            raise InvalidParams(
-                f"memories[{place}].{field}: expected 1 to {MAX_NAME} characters, got {len(name)}"
-            )
-    created_at = now if new.created_at is None else _in_utc(new.created_at)
-    micros(created_at)  # raises for a time that UTC has no year for
-    return Memory(
-        memory_id=str(uuid4()),
-        user_id=session.user_id,
-        session_id=session.session_id,
-        content=new.content,
-        speaker=new.speaker,
-        kind=new.kind,
-        source=new.source,
-        trust=trust,
-        privacy=session.privacy,
-        created_at=created_at,
-        metadata=new.metadata,
-    )
-
-
-def _in_utc(time: datetime) -> datetime:
-    """A time without a zone is UTC's."""
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
-
-
-def _strictest(one: Privacy, other: Privacy) -> Privacy:
-    return "local" if "local" in (one, other) else "any"

@@ -9,19 +9,25 @@ from aiosd.errors import InvalidParams
 from aiosd.methods.services import Services, handles, scope_for, session_of
 from aiosd.protocol.memory import (
     Context,
+    Export,
     Forgotten,
+    Imported,
     Lineage,
     Memories,
     MemoryContext,
+    MemoryExport,
     MemoryForget,
     MemoryGet,
+    MemoryImport,
     MemoryList,
     MemoryRecall,
     MemoryRemember,
+    MemoryStats,
     MemoryWhy,
     NewMemory,
     Recalled,
     Remembered,
+    Stats,
 )
 from aiosd.records import Memory
 from aiosd.state import memories, sessions
@@ -88,6 +94,22 @@ async def memory_get(services: Services, peer: server.Peer, params: MemoryGet) -
 @handles(MemoryWhy)
 async def memory_why(services: Services, peer: server.Peer, params: MemoryWhy) -> Lineage:
     return await services.memory.why(params.memory_id)
+
+
+@handles(MemoryExport)
+async def memory_export(services: Services, peer: server.Peer, params: MemoryExport) -> Export:
+    return await services.memory.export(params.user_id, limit=params.limit, cursor=params.cursor)
+
+
+@handles(MemoryImport)
+async def memory_import(services: Services, peer: server.Peer, params: MemoryImport) -> Imported:
+    ids = await services.memory.take_in(params.memories)
+    return Imported(memory_ids=tuple(memory.memory_id for memory in params.memories), added=len(ids))
+
+
+@handles(MemoryStats)
+async def memory_stats(services: Services, peer: server.Peer, params: MemoryStats) -> Stats:
+    return await services.memory.stats(params.user_id)
 
 
 @handles(MemoryForget)

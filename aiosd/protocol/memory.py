@@ -135,6 +135,72 @@ class MemoryWhy(Params[Lineage], frozen=True, kw_only=True):
     returns = Lineage
 
 
+class Exported(Memory, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A memory as one line of a file: whole, so that an import gives back what was exported."""
+
+    derived_from: tuple[str, ...] = ()
+    """What it was made from: `memory:ID`, and `task:ID` for the run."""
+
+
+class Export(Record, frozen=True, kw_only=True, omit_defaults=True):
+    memories: tuple[Exported, ...]
+    next_cursor: str | None = None
+
+
+class MemoryExport(Params[Export], frozen=True, kw_only=True):
+    """Every memory of a user, or of everybody, in the order they were added."""
+
+    user_id: str | None = None
+    limit: int = 1000
+    cursor: str | None = None
+
+    method = "memory.export"
+    returns = Export
+
+
+class Imported(Record, frozen=True, kw_only=True):
+    memory_ids: tuple[str, ...]
+    """Of all that were given, in their order."""
+    added: int
+    """Those that were not here before."""
+
+
+class MemoryImport(Params[Imported], frozen=True, kw_only=True):
+    """Adds what an export gave, all or none, under the same ids; what is here already, and the same, stays."""
+
+    memories: tuple[Exported, ...]
+
+    method = "memory.import"
+    returns = Imported
+
+
+class Stats(Record, frozen=True, kw_only=True):
+    memories: int
+    users: int
+    sessions: int
+    by_kind: dict[str, int]
+    by_source: dict[str, int]
+    """`task` for every `task:ID`, and so on: what stands before the colon."""
+    private: int
+    untrusted: int
+    """Of a trust below 1."""
+    derived: int
+    """Made from other memories."""
+    content_bytes: int
+    first_at: datetime | None
+    last_at: datetime | None
+    embedder: str
+
+
+class MemoryStats(Params[Stats], frozen=True, kw_only=True):
+    """Counts, of a user's memories or of everybody's."""
+
+    user_id: str | None = None
+
+    method = "memory.stats"
+    returns = Stats
+
+
 class Forgotten(Record, frozen=True, kw_only=True):
     forgotten: int
 

@@ -81,8 +81,9 @@ def ancestors(c: Connection, memory: Memory) -> tuple[tuple[Memory, ...], tuple[
     given = [origin.split(":", 1) for origin in origins(c, [memory.memory_id]).get(memory.memory_id, ())]
     from_memories = memories.texts(c, [id for noun, id in given if noun == "memory"])
     rows = c.execute(
-        "SELECT task_id FROM tasks WHERE task_id IN (SELECT value FROM json_each(?)) ORDER BY number",
-        (_json([id for noun, id in given if noun == "task"]),),
+        "SELECT task_id FROM tasks JOIN sessions USING (session_id) WHERE user_id = ?"
+        " AND task_id IN (SELECT value FROM json_each(?)) ORDER BY number",
+        (memory.user_id, _json([id for noun, id in given if noun == "task"])),
     ).fetchall()
     runs = tuple(tasks.get(c, task_id) for (task_id,) in rows)
     return tuple(_of(memory.user_id, from_memories)), runs, turns(c, [run.task_id for run in runs])
@@ -130,7 +131,8 @@ def erase(c: Connection, ids: Sequence[str]) -> int:
     them loses all that was said in it, one that was given such a memory loses that. How many memories there were."""
     runs = c.execute(
         "SELECT t.task_id FROM memories AS m JOIN tasks AS t ON m.source = 'task:' || t.task_id"
-        " AND m.session_id = t.session_id WHERE m.kind = 'task' AND t.ended_at IS NOT NULL"
+        " AND m.session_id = t.session_id JOIN sessions AS s ON s.session_id = t.session_id AND s.user_id = m.user_id"
+        " WHERE m.kind = 'task' AND t.ended_at IS NOT NULL"
         " AND m.memory_id IN (SELECT value FROM json_each(?))",
         (_json(ids),),
     ).fetchall()

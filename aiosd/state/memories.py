@@ -11,7 +11,7 @@ import msgspec
 
 from aiosd.errors import NotFound
 from aiosd.records import Memory
-from aiosd.state.columns import Integer, cut, known, micros, moment, place, within
+from aiosd.state.columns import Integer, cut, known, micros, moment, moment_or_none, place, within
 from aiosd.state.database import Connection
 
 _COLUMNS = (
@@ -122,6 +122,64 @@ def rows(c: Connection, after: int, limit: int) -> list[tuple[int, Memory]]:
             f"SELECT {_COLUMNS}, seq FROM memories WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
         )
     ]
+
+
+def exported(
+    c: Connection, user_id: str | None, *, limit: int, cursor: str | None, size_bytes: int
+) -> tuple[tuple[Memory, ...], str | None]:
+    """A user's, or everybody's, in the order they were added; as many as `size_bytes` of JSON hold, one at least."""
+    where, values = ["1"], list[Any]()
+    if user_id is not None:
+        where.append("user_id = ?")
+        values.append(user_id)
+    if cursor is not None:
+        where.append("seq > ?")
+        values += place(cursor, tuple[Integer])
+    limit = within(limit)
+    rows = c.execute(
+        f"SELECT {_COLUMNS}, seq FROM memories WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?",
+        (*values, limit + 1),
+    )
+    taken: list[tuple[Any, ...]] = []
+    for row in rows:
+        size_bytes -= len(msgspec.json.encode(row[5])) + len(row[10])
+        taken.append(row)
+        if size_bytes < 0 and len(taken) > 1:
+            limit = min(limit, len(taken) - 1)
+            break
+    page, following = cut(taken, limit, lambda row: (row[11],))
+    return tuple(map(_memory, page)), following
+
+
+def counts(c: Connection, user_id: str | None) -> dict[str, Any]:
+    """Of a user's memories, or of everybody's; fields as in aiosd.protocol.memory.Stats."""
+    where, values = ("user_id = ?", (user_id,)) if user_id is not None else ("1", ())
+    total, users, in_sessions, private, untrusted, derived, size, first, last = c.execute(
+        "SELECT count(*), count(DISTINCT user_id), count(DISTINCT session_id), total(privacy = 'local'),"
+        " total(trust < 1), total(EXISTS (SELECT 1 FROM lineage AS l WHERE l.memory_id = m.memory_id"
+        " AND l.origin LIKE 'memory:%')), total(length(CAST(content AS BLOB))), min(created_at), max(created_at)"
+        f" FROM memories AS m WHERE {where}",
+        values,
+    ).fetchone()
+
+    def by(what: str) -> dict[str, int]:
+        return dict(
+            c.execute(f"SELECT {what}, count(*) FROM memories WHERE {where} GROUP BY 1 ORDER BY 1", values)
+        )
+
+    return {
+        "memories": total,
+        "users": users,
+        "sessions": in_sessions,
+        "by_kind": by("kind"),
+        "by_source": by("substr(source, 1, coalesce(nullif(instr(source, ':'), 0) - 1, length(source)))"),
+        "private": int(private),
+        "untrusted": int(untrusted),
+        "derived": int(derived),
+        "content_bytes": int(size),
+        "first_at": moment_or_none(first),
+        "last_at": moment_or_none(last),
+    }
 
 
 def speakers(c: Connection, scope: Scope) -> tuple[str, ...]:

@@ -25,9 +25,6 @@ class Acting(msgspec.Struct):
 ACTING: ContextVar[Acting | None] = ContextVar("acting", default=None)
 """None where the user calls a tool themselves."""
 
-MODEL_TRUST = 0.5
-"""Trust in what a model chose to remember; what the user said is 1."""
-
 
 def memory_tools(memories: Memories) -> Mapping[str, KernelTool]:
     async def remember(
@@ -42,7 +39,6 @@ def memory_tools(memories: Memories) -> Mapping[str, KernelTool]:
         await memories.remember(
             session,
             [NewMemory(content=content, source="tool:remember")],
-            trust=MODEL_TRUST,
             task_id=acting.task_id if acting else None,
         )
         return f"Remembered: {content}"
