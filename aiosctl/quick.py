@@ -275,7 +275,7 @@ def _is_plain(result: Any) -> bool:
         and not result["abstained"]
         and result["stop_reason"] == "end_turn"
         and not result["cost_usd"]
-        and not (decision and decision["truncated"])
+        and not (decision and (decision["truncated"] or decision["dropped"]))
     )
 
 

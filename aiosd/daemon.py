@@ -34,7 +34,7 @@ from aiosd.server import Server
 from aiosd.state.database import open_database
 from aiosd.systemd import notify, passed_socket, watchdog_s
 from aiosd.tasks.agent import Hands
-from aiosd.tasks.budget import Budget
+from aiosd.tasks.budget import open_budget
 from aiosd.tasks.recollection import memory_tools
 from aiosd.tasks.runner import open_runner
 from aiosd.tools.egress import open_egress
@@ -84,7 +84,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
             ) as reload,
         ):
             broker = Broker()
-            budget = Budget(database, config.budget.day_usd, lambda: datetime.now(UTC))
+            budget = await open_budget(database, config.budget.day_usd, lambda: datetime.now(UTC))
             hands = Hands(
                 database=database,
                 broker=broker,
@@ -113,7 +113,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 def apply(new: Config, pool: Pool) -> None:
                     hands.pool = services.pool = pool
                     hands.tiers = tiers_of(new)
-                    budget.day_usd = new.budget.day_usd
+                    budget.config_usd = new.budget.day_usd
                     services.config = new
 
                 recovered = await runner.recover()

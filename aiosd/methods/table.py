@@ -8,7 +8,7 @@ import msgspec
 
 from aiosd import server
 from aiosd.errors import InvalidParams
-from aiosd.methods import audit, memory, models, sessions, system, tasks, tools  # noqa: F401  # each registers its own
+from aiosd.methods import audit, budget, memory, models, sessions, system, tasks, tools  # noqa: F401  # each registers its own
 from aiosd.methods.services import HANDLERS, Handler, Services
 from aiosd.protocol.base import Params
 from aiosd.protocol.system import SystemPing

@@ -102,6 +102,16 @@ def close(c: Connection, session_id: str) -> None:
     )
 
 
+def cap(c: Connection, session_id: str, max_usd: float | None) -> None:
+    """Changes what the session may cost. Raises NotFound."""
+    _changed(
+        c.execute(
+            "UPDATE sessions SET max_usd = ? WHERE session_id = ?", (max_usd, known("session", session_id))
+        ).rowcount,
+        session_id,
+    )
+
+
 def delete(c: Connection, session_id: str) -> None:
     """With its turns, tasks and events; its memories stay, and so does what it spent. Raises NotFound."""
     _changed(

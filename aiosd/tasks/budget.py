@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Literal
 
 import anyio
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from aiosd.errors import BudgetExhausted
+from aiosd.errors import BudgetExhausted, InvalidParams
+from aiosd.protocol.budget import Limit
 from aiosd.records import Session
-from aiosd.state import tasks
+from aiosd.state import sessions, settings, tasks
 from aiosd.state.database import Connection, Database
+
+DAY = "budget.day_usd"
+"""The setting's name."""
+
+
+ROUNDING_USD = 1e-9
+"""Sums of floats: forty times $0.05 are a little more than $2.00."""
 
 
 class Cap(msgspec.Struct, frozen=True):
     """One limit: `spent` is on the books, `held` is under way. All in dollars."""
 
-    name: str
+    name: Literal["day", "session", "task"]
     cap_usd: float | None
     spent_usd: float
     held_usd: float
+    session_id: str = ""
+    """Of a session's."""
 
 
 def check(usd: float, caps: Sequence[Cap]) -> None:
@@ -29,62 +42,136 @@ def check(usd: float, caps: Sequence[Cap]) -> None:
         if cap.cap_usd is None:
             continue
         left = cap.cap_usd - cap.spent_usd - cap.held_usd
-        if usd > left:
+        if usd > left + ROUNDING_USD:
             raise BudgetExhausted(
                 f"this could cost ${usd:.4f} and the {cap.name}'s cap of ${cap.cap_usd:.2f} has ${max(left, 0):.4f}"
                 " left; nothing was sent",
+                hint=_raise(cap, usd),
                 cap=cap.name,
                 left_usd=max(left, 0.0),
             )
 
 
-class Budget:
-    """Holds of what runs now, by task and session."""
+def _raise(cap: Cap, usd: float) -> str:
+    """The command that makes room for `usd`, in whole cents."""
+    enough = f"{math.ceil((cap.spent_usd + cap.held_usd + usd - ROUNDING_USD) * 100) / 100:.2f}"
+    match cap.name:
+        case "day":
+            return f"aiosctl budget set {enough}"
+        case "session":
+            return f"aiosctl budget set --session {cap.session_id} {enough}"
+        case "task":
+            return f'aiosctl run --max-usd {enough} "..."'
 
-    def __init__(self, database: Database, day_usd: float | None, clock: Callable[[], datetime]) -> None:
+
+class Budget:
+    """Holds of what runs now, by task and session. Made by open_budget."""
+
+    def __init__(
+        self,
+        database: Database,
+        day_usd: float | None,
+        clock: Callable[[], datetime],
+        *,
+        set_usd: float | None | UnsetType = UNSET,
+    ) -> None:
         self._database = database
-        self.day_usd = day_usd
+        self.config_usd = day_usd
+        """The day's cap as the config says; it may be read again."""
+        self._set_usd = set_usd
         self._clock = clock
         self._held: dict[str, tuple[str, float]] = {}
         self._lock = anyio.Lock()
 
+    @property
+    def day_usd(self) -> float | None:
+        return self.config_usd if self._set_usd is UNSET else self._set_usd
+
     async def hold(self, session: Session, task_id: str, task_usd: float | None, usd: float) -> None:
         """Sets `usd` aside for the task's next dispatch. Raises BudgetExhausted."""
         async with self._lock:
-            midnight = self._clock().replace(hour=0, minute=0, second=0, microsecond=0)
-
-            def spent(c: Connection) -> tuple[float, float, float]:
-                return (
-                    tasks.spent(c, task_id=task_id),
-                    tasks.spent(c, session_id=session.session_id),
-                    tasks.spent(c, since=midnight),
-                )
-
-            of_task, of_session, of_day = await self._database.read(spent)
-            others = [(s, held) for t, (s, held) in self._held.items() if t != task_id]
-            in_session = sum(held for s, held in others if s == session.session_id)
-            check(
-                usd,
-                [
-                    Cap("task", task_usd, of_task, 0.0),
-                    Cap("session", session.max_usd, of_session, in_session),
-                    Cap("day", self.day_usd, of_day, sum(held for _, held in others)),
-                ],
-            )
+            day, of_session = await self._caps(session.session_id, but=task_id)
+            of_task = await self._database.read(lambda c: tasks.spent(c, task_id=task_id))
+            check(usd, [Cap("task", task_usd, of_task, 0.0), *of_session, day])
             self._held[task_id] = (session.session_id, usd)
 
     async def hold_apart(self, holder: str, usd: float) -> None:
         """Sets `usd` of the day aside for a dispatch outside of any session. Raises BudgetExhausted."""
         async with self._lock:
-            now = self._clock()
-            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-            of_day = await self._database.read(lambda c: tasks.spent(c, since=midnight))
-            held = sum(held for name, (_, held) in self._held.items() if name != holder)
-            check(usd, [Cap("day", self.day_usd, of_day, held)])
+            day, _ = await self._caps(None, but=holder)
+            check(usd, [day])
             self._held[holder] = ("", usd)
+
+    async def limits(self, session_id: str | None) -> tuple[Limit, ...]:
+        """The day's and this session's. Raises NotFound."""
+        async with self._lock:
+            day, of_session = await self._caps(session_id)
+        return tuple(map(_limit, (day, *of_session)))
+
+    async def set(
+        self,
+        day_usd: float | None | Literal["config"] | UnsetType,
+        session_id: str | None,
+        max_usd: float | None | UnsetType,
+    ) -> None:
+        """Changes caps, all or none; UNSET changes nothing. What is under way goes on. Raises NotFound, InvalidParams."""
+        for name, usd in (("day_usd", day_usd), ("max_usd", max_usd)):
+            if isinstance(usd, int | float) and not 0 <= usd < math.inf:
+                raise InvalidParams(f"{name}: expected dollars, 0 or more, got {usd:g}")
+
+        def keep(c: Connection) -> None:
+            if session_id is not None and max_usd is not UNSET:
+                sessions.cap(c, session_id, max_usd)
+            if day_usd == "config":
+                settings.remove(c, DAY)
+            elif day_usd is not UNSET:
+                settings.put(c, DAY, day_usd)
+
+        async with self._lock:
+            await self._database.write(keep)
+            if day_usd == "config":
+                self._set_usd = UNSET
+            elif day_usd is not UNSET:
+                self._set_usd = day_usd
+
+    async def _caps(self, session_id: str | None, but: str | None = None) -> tuple[Cap, tuple[Cap, ...]]:
+        """The day's and the session's as they stand, without what `but` holds. The session's cap is read anew: it may
+        have been changed since the task began."""
+        midnight = self._clock().replace(hour=0, minute=0, second=0, microsecond=0)
+
+        def read(c: Connection) -> tuple[float, tuple[tuple[float | None, float], ...]]:
+            of_day = tasks.spent(c, since=midnight)
+            if session_id is None:
+                return of_day, ()
+            max_usd = sessions.get(c, session_id).max_usd
+            return of_day, ((max_usd, tasks.spent(c, session_id=session_id)),)
+
+        of_day, of_session = await self._database.read(read)
+        others = [(s, held) for holder, (s, held) in self._held.items() if holder != but]
+        day = Cap("day", self.day_usd, of_day, sum(held for _, held in others))
+        in_session = sum(held for s, held in others if s == session_id)
+        return day, tuple(
+            Cap("session", cap, spent, in_session, session_id or "") for cap, spent in of_session
+        )
 
     async def release(self, task_id: str) -> None:
         """The dispatch is over and what it cost is on the books."""
         # Under the lock: between a reader's sums and its check nothing may move from held to spent.
         async with self._lock:
             self._held.pop(task_id, None)
+
+
+async def open_budget(database: Database, day_usd: float | None, clock: Callable[[], datetime]) -> Budget:
+    """`day_usd` is the config's; what was set since holds over it."""
+    return Budget(database, day_usd, clock, set_usd=await database.read(lambda c: settings.get(c, DAY)))
+
+
+def _limit(cap: Cap) -> Limit:
+    left = None if cap.cap_usd is None else max(0.0, cap.cap_usd - cap.spent_usd - cap.held_usd)
+    return Limit(
+        scope="day" if cap.name == "day" else "session",
+        cap_usd=cap.cap_usd,
+        spent_usd=cap.spent_usd,
+        held_usd=cap.held_usd,
+        left_usd=left,
+    )
