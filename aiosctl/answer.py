@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Self
 
 import msgspec
 
 from aiosctl import render
 from aiosctl.client import typed
 from aiosctl.quick import aside_line
+from aiosctl.screen import Page, Spinner
 from aiosd.errors import ConfigError
 from aiosd.protocol.tasks import TASK_EVENT
 from aiosd.records import (
@@ -19,14 +21,20 @@ from aiosd.records import (
     Decision,
     MessageEvent,
     ProgressEvent,
+    RouteEvent,
     TaskResult,
     TextEvent,
+    ThinkingEvent,
     ToolCallEvent,
     ToolResultEvent,
 )
 
 ABSTAINED = 78
 """Exit status: nothing that answers, and no model that could (EX_CONFIG)."""
+
+
+EXTRACTIVE = "extractive"
+"""As a model: it quotes, so that nothing of its text is Markdown."""
 
 
 class Reply:
@@ -56,23 +64,43 @@ class Reply:
 
 
 class Watch:
-    """Shows a task's events as they come, then its result.
+    """Shows a task's events as they come, then its result. Used as a context: what is on the terminal is put in order.
 
-    `live` prints the text on standard output while it is written; without, the result is printed at the end.
+    `live` prints the text on standard output, a terminal, while it is written; without, the result is printed at the end.
+    `lines` prints every event as a line of JSON instead, and the result as the last one.
     """
 
-    def __init__(self, *, live: bool, quiet: bool) -> None:
+    def __init__(self, *, live: bool, quiet: bool, lines: bool = False) -> None:
         self.task_id: str | None = None
-        self._live = live
+        self._page = Page() if live else None
         self._quiet = quiet
+        self._lines = lines
+        self._spinner = Spinner() if not quiet and render.on_terminal(sys.stderr) else None
         self._reply = Reply()
+        self._thought = Reply()
         self._printed: str | None = None
         """The last whole message on the terminal."""
-        self._line_open = False
+        self._thinking = False
+        """A line of thoughts is open."""
         self._calls: set[str] = set()
         self._failure: str | None = None
         """Of the last tool that failed."""
         self._interrupted = False
+
+    def __enter__(self) -> Self:
+        if self._spinner is not None:
+            self._spinner.__enter__()
+            self._spinner.show("waiting for aiosd")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._spinner is not None:
+            self._spinner.__exit__(kind, exc, trace)
+        if isinstance(exc, KeyboardInterrupt) and self._page is not None:
+            self._page.leave()  # on the line where the terminal wrote ^C
+        self.end_line()
 
     def __call__(self, method: str, params: msgspec.Raw) -> None:
         if method != TASK_EVENT:
@@ -84,69 +112,108 @@ class Watch:
         self.task_id = event.task_id
         if self._interrupted:
             raise KeyboardInterrupt
-        self._show(event)
+        if self._lines:
+            render.document(bytes(params))
+            sys.stdout.flush()
+        else:
+            self._show(event)
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         """For SIGINT. One before the first event waits for that, which names the task to cancel; a second does not."""
         if self.task_id is None and not self._interrupted:
             self._interrupted = True
+            if self._spinner is not None:
+                self._spinner.clear()
             render.notice("cancelling as soon as the task is known; Ctrl-C again leaves at once")
             return
         raise KeyboardInterrupt
 
     def end_line(self) -> None:
         """What follows starts on a line of its own."""
-        if self._line_open:
-            render.out("")
-            self._line_open = False
-
-    def leave(self) -> None:
-        """After Ctrl-C, which a terminal echoes on the line it is at."""
-        self._line_open |= self._live
-        self.end_line()
+        if self._thinking:
+            render.thought("\n")
+            self._thinking = False
+        if self._page is not None:
+            self._page.end()
 
     def _show(self, event: AnyEvent) -> None:
         match event:
-            case TextEvent() if self._live:
+            case RouteEvent():
+                chosen = next(
+                    (c for c in event.decision.candidates if c.backend == event.decision.chosen), None
+                )
+                if self._page is not None and chosen is not None:
+                    self._page.verbatim |= chosen.model == EXTRACTIVE
+                self._wait(f"{event.decision.chosen} reads" if chosen is None else f"{chosen.model} reads")
+            case TextEvent() if self._page is not None:
                 self._write(self._reply.piece(event.offset, event.text))
-            case MessageEvent() if self._live and event.text:
-                self._write(self._reply.whole(event.text))
-                self.end_line()
-                self._printed = event.text
+            case ThinkingEvent():
+                self._think(self._thought.piece(event.offset, event.text))
+            case MessageEvent():
+                self._thought = Reply()
+                if self._page is not None and event.text:
+                    self._write(self._reply.whole(event.text))
+                    self.end_line()
+                    self._printed = event.text
             case ToolCallEvent() if event.call_id not in self._calls:
                 self._calls.add(event.call_id)
                 self._aside(f"{event.name} {msgspec.json.encode(event.arguments).decode()}")
-            case ToolResultEvent(status="failed"):
-                self._failure = f"{event.name} failed: {event.text}"
-                self._aside(self._failure)
+                self._wait(event.name)
+            case ToolResultEvent():
+                if event.status == "failed":
+                    self._failure = f"{event.name} failed: {event.text}"
+                    self._aside(self._failure)
+                self._wait("the model")
             case ProgressEvent(stage="loading"):
                 self._aside(event.detail)
-            case ProgressEvent(stage="queued" | "retrying") if render.on_terminal(sys.stderr):
-                eta = "" if event.eta_s is None else f" (about {event.eta_s:.0f} s)"
-                self._aside((event.detail or event.stage) + eta)
+                self._wait((event.detail or "loading the model") + _eta(event))
+            case ProgressEvent(stage="queued" | "retrying"):
+                place = "" if event.place is None else f", place {event.place}"
+                self._wait((event.detail or event.stage) + place + _eta(event))
             case _:
                 pass
 
+    def _wait(self, for_what: str) -> None:
+        if self._spinner is not None:
+            self._spinner.show(for_what)
+
     def _write(self, text: str) -> None:
-        if text:
-            self._line_open = not text.endswith("\n")  # first: Ctrl-C may come as soon as it is written
-            render.out(text, end="")
-            sys.stdout.flush()
+        if text and self._page is not None:
+            self._clear()
+            self._page.write(text)
+
+    def _think(self, text: str) -> None:
+        """On a terminal what a model thinks is seen as it comes; a log of errors is no place for it."""
+        if text and not self._quiet and render.on_terminal(sys.stderr):
+            if not self._thinking:
+                self._clear()
+            render.thought(text)
+            self._thinking = not text.endswith("\n")
+
+    def _clear(self) -> None:
+        if self._spinner is not None:
+            self._spinner.clear()
+        if self._thinking:
+            render.thought("\n")
+            self._thinking = False
 
     def _aside(self, text: str) -> None:
         if not self._quiet:
+            self._clear()
             self.end_line()
             render.aside(aside_line(text))
 
     def finish(self, raw: bytes, method: str, *, json: bool) -> int:
         """Prints what of the result is not there yet, and what is to be known about it; gives the exit status."""
         result: TaskResult = typed(raw, TaskResult, method)
-        if json:
+        if self._lines:
+            render.document(b'{"kind":"result",' + raw.lstrip()[1:])
+        elif json:
             render.document(raw)
         if result.abstained:
             render.complaint(*_abstention(result, self._failure))
             return ABSTAINED
-        if json:
+        if json or self._lines:
             return 0
         text = render.value(result.result)
         if self._printed is None or self._printed != text:
@@ -170,6 +237,10 @@ class Watch:
         if result.cost_usd:
             why = f", {result.decision.reason}" if result.decision else ""
             self._aside(f"{result.backend}: ${result.cost_usd:.4f}{why}")
+
+
+def _eta(event: ProgressEvent) -> str:
+    return "" if event.eta_s is None else f", about {event.eta_s:.0f} s"
 
 
 def _abstention(result: TaskResult, failure: str | None) -> tuple[str, str]:

@@ -74,10 +74,8 @@ def attach(ctx: typer.Context, id: TaskId, quiet: AnswerAlone = False) -> None:
     watch = Watch(live=render.for_people() and not json, quiet=quiet or json)
     with connect(ctx) as client:
         params = TaskAttach(task_id=resolve.task(client, id))
-        try:
+        with watch:
             raw = client.ask(params, timeout_s=None, on_notification=watch)
-        finally:
-            watch.end_line()
     if status := watch.finish(raw, params.method, json=json):
         raise typer.Exit(status)
 

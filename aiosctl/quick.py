@@ -155,6 +155,8 @@ class Connection:
         self.path = path
         self.unread = b""
         self._last_id = 0
+        self.sent = 0
+        """The last request that went out."""
 
     def send(self, method: str, **params: str | bool | None) -> int:
         """The request's id. What is None is left out."""
@@ -164,6 +166,7 @@ class Connection:
         data = line.encode()
         from _socket import MSG_NOSIGNAL
 
+        self.sent = self._last_id  # first: Ctrl-C may come as soon as it is
         self.socket.sendall(data, MSG_NOSIGNAL)  # SIGPIPE tells of our reader, not of the daemon
         return self._last_id
 
@@ -230,9 +233,9 @@ def _run(connection: Connection, given: str) -> int | Handed:
     asked = connection.send("session.create", title=title(task), workspace=here())
     session_id = connection.result(asked)["session_id"]
     connection.socket.settimeout(None)
-    request_id = connection.send("session.run", session_id=session_id, task=task, stream=True)
-    handed = Handed(connection.socket.fileno(), connection.path, request_id)
+    handed = Handed(connection.socket.fileno(), connection.path, asked + 1)
     try:
+        request_id = connection.send("session.run", session_id=session_id, task=task, stream=True)
         while True:
             line = connection.line()
             message = _decoded(line)
@@ -250,6 +253,8 @@ def _run(connection: Connection, given: str) -> int | Handed:
             else:
                 break
     except KeyboardInterrupt:
+        if connection.sent < handed.request_id:
+            raise
         handed.interrupted = True
     except (OSError, ValueError, LookupError, TypeError):
         pass  # what came is handed over; what is wrong with it is found there

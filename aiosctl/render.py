@@ -65,9 +65,18 @@ def notice(text: str) -> None:
 
 def aside(text: str) -> None:
     """A line about what goes on; dim where a terminal can."""
+    _err(_dim(safe(text, sys.stderr)), ready=True)
+
+
+def thought(text: str) -> None:
+    """A piece of what a model thinks, dim too, without a line end of its own."""
+    sys.stderr.write(_dim(safe(text, sys.stderr)))
+    sys.stderr.flush()
+
+
+def _dim(text: str) -> str:
     plain = not on_terminal(sys.stderr) or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    line = safe(text, sys.stderr)
-    _err(line if plain else f"\x1b[2m{line}\x1b[0m", ready=True)
+    return text if plain else f"\x1b[2m{text}\x1b[0m"
 
 
 def complaint(message: str, hint: str | None) -> None:

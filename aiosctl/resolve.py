@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from uuid import UUID
 
@@ -28,6 +29,15 @@ def session(client: Client, given: str, *, state: SessionState | None = None) ->
         return given
     candidates = ((each.session_id, each.title) for each in _sessions(client))
     return pick("session", given, candidates, by_label=True)
+
+
+def session_here(client: Client, workspace: str | None) -> str | None:
+    """The open session used last in this folder; without a folder, of those that have none."""
+    folder = None if workspace is None else os.path.realpath(workspace)
+    for each in _sessions(client, state="open"):
+        if (None if each.workspace is None else os.path.realpath(each.workspace)) == folder:
+            return each.session_id
+    return None
 
 
 def task(client: Client, given: str) -> str:
@@ -91,10 +101,10 @@ _PLURAL = {"session": "sessions", "task": "tasks", "memory": "memories"}
 _LISTED = {noun: f"aiosctl {noun} list" for noun in _PLURAL}
 
 
-def _sessions(client: Client) -> Iterator[Session]:
+def _sessions(client: Client, state: SessionState | None = None) -> Iterator[Session]:
     cursor = None
     while True:
-        page = client.call(SessionList(cursor=cursor))
+        page = client.call(SessionList(state=state, cursor=cursor))
         yield from page.sessions
         if (cursor := page.next_cursor) is None:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -43,6 +43,9 @@ def run(
             autocompletion=sessions,
         ),
     ] = None,
+    go_on_here: Annotated[
+        bool, typer.Option("--continue", "-c", help="In the last session of this folder, if there is one.")
+    ] = False,
     file: Files = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions of a new session.")] = None,
     agent: AgentName = None,
@@ -63,6 +66,15 @@ def run(
     tools: Annotated[
         str | None, typer.Option(metavar="A,B", help='Only these of the session\'s tools; "" is none.')
     ] = None,
+    approve: Annotated[
+        Literal["ask", "never"], typer.Option(help="What happens where a tool asks first: never is a no.")
+    ] = "ask",
+    output_format: Annotated[
+        Literal["text", "json", "stream-json"],
+        typer.Option(
+            "--output-format", help="json is --json; stream-json is an event a line, then the result."
+        ),
+    ] = "text",
     detach: Annotated[bool, typer.Option("--detach", help="Print the task's id and do not wait.")] = False,
     quiet: AnswerAlone = False,
 ) -> None:
@@ -71,13 +83,16 @@ def run(
     \b
     aiosctl run "what does this project do?" -f README.md
     git diff | aiosctl run "review this"
-    aiosctl run -s @last "and the tests?"
+    aiosctl run -c "and the tests?"
+    aiosctl run --schema release.json "which version is this?" -f CHANGELOG.md
     while read f; do aiosctl run -f "$f" -- "summarize"; done < files
 
     Exits with 78 when nothing answers it, 124 when its time is up, 130 when it was cancelled.
     """
+    if session_id and go_on_here:
+        raise InvalidParams("--session and --continue both name a session: give one")
     fixed = {"--system": system, "--agent": agent, "--write": write, "--private": private}
-    if session_id and (named := [name for name, value in fixed.items() if value]):
+    if (session_id or go_on_here) and (named := [name for name, value in fixed.items() if value]):
         raise InvalidParams(
             f"{', '.join(named)} is for a new session: what this one may do was fixed when it was made"
         )
@@ -86,11 +101,16 @@ def run(
         raise InvalidParams("--write: this folder is too much to give away; go to one below it")
     words, given = inputs.task_and_inputs(task, file or [])
     shape = read_schema(schema) if schema else None
-    json = globals_of(ctx).json
+    given_globals = globals_of(ctx)
+    given_globals.json |= output_format != "text"  # errors are documents, too
+    lines = output_format == "stream-json"
+    json = given_globals.json and not lines
     with connect(ctx) as client:
         if session_id:
             session_id = resolve.session(client, session_id, state="open")
-        else:
+        elif go_on_here:
+            session_id = resolve.session_here(client, workspace)
+        if session_id is None:
             new = SessionCreate(
                 title=title(words),
                 agent=agent,
@@ -111,6 +131,7 @@ def run(
             max_usd=max_usd,
             schema=shape,
             tools=None if tools is None else session.names(tools),
+            approve=approve,
             stream=not detach,
             detach=detach,
         )
@@ -122,7 +143,11 @@ def run(
                 _detached(typed(raw, Task, params.method))
             return
         limit = None if deadline is None else deadline + GRACE_S
-        watch = Watch(live=render.for_people() and not json, quiet=quiet or json)
+        watch = Watch(
+            live=render.for_people() and not given_globals.json,
+            quiet=quiet or given_globals.json,
+            lines=lines,
+        )
         raw = _watched(client, watch, lambda: client.ask(params, timeout_s=limit, on_notification=watch))
     if status := watch.finish(raw, params.method, json=json):
         raise typer.Exit(status)
@@ -163,10 +188,10 @@ def _watched(client: Client, watch: Watch, asked: Callable[[], bytes]) -> bytes:
     """The result, once it is there. Ctrl-C cancels the task: it would go on without us."""
     before = signal.signal(signal.SIGINT, watch.interrupt)
     try:
-        return asked()
+        with watch:
+            return asked()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # one more leaves at once
-        watch.leave()
         raise _cancel(client, watch.task_id) from None
     except NoDaemon as exc:
         if watch.task_id is None:
@@ -175,7 +200,6 @@ def _watched(client: Client, watch: Watch, asked: Callable[[], bytes]) -> bytes:
         raise NoDaemon(f"{exc}; if it still runs, so does the task", hint=hint) from exc
     finally:
         signal.signal(signal.SIGINT, before)
-        watch.end_line()
 
 
 def _cancel(client: Client, task_id: str | None) -> Cancelled:

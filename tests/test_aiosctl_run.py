@@ -76,6 +76,44 @@ def test_every_option_of_run_reaches_the_daemon(double: Double, ctl: Ctl) -> Non
     }
 
 
+def test_continue_is_the_last_open_session_of_this_folder(double: Double, ctl: Ctl) -> None:
+    sessions = [
+        session(session_id="aaaaaaaa-0000-4000-8000-000000000000", workspace="/elsewhere"),
+        session(session_id="bbbbbbbb-0000-4000-8000-000000000000", workspace=str(ctl.folder)),
+        session(session_id="cccccccc-0000-4000-8000-000000000000", workspace=str(ctl.folder)),
+    ]
+    double.answers["session.list"] = giving({"sessions": sessions})
+    assert ctl("run", "-c", "and the tests?").returncode == 0
+    assert double.params("session.list") == [{"state": "open"}]
+    assert double.params("session.run")[0]["session_id"] == sessions[1]["session_id"]
+    assert double.params("session.create") == []
+    double.answers["session.list"] = giving({"sessions": sessions[:1]})
+    assert ctl("run", "--continue", "hello").returncode == 0
+    assert double.params("session.create")[0]["workspace"] == str(ctl.folder)
+    assert ctl("run", "-c", "-s", "@last", "x").returncode == 2
+
+
+def test_stream_json_is_an_event_a_line_and_then_the_result(double: Double, ctl: Ctl) -> None:
+    def run(params: dict[str, Any], connection: Connection) -> object:
+        connection.event("state", state="queued")
+        connection.event("text", offset=0, text="hel\nlo")
+        return result()
+
+    double.answers["session.run"] = run
+    done = ctl("run", "--output-format", "stream-json", "x")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["kind"] for line in lines] == ["state", "text", "result"]
+    assert lines[1]["text"] == "hel\nlo"
+    assert lines[2] == result() | {"kind": "result"}
+    assert done.stderr == ""
+    assert json.loads(ctl("run", "--output-format", "json", "x").stdout) == result()
+
+
+def test_nobody_is_asked_where_that_is_said(double: Double, ctl: Ctl) -> None:
+    assert ctl("run", "--approve", "never", "x").returncode == 0
+    assert double.params("session.run")[0]["approve"] == "never"
+
+
 def test_no_tools_is_not_all_tools(double: Double, ctl: Ctl) -> None:
     ctl("run", "--tools", "", "x")
     assert double.params("session.run")[0]["tools"] == []

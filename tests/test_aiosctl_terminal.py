@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from aiosctl.answer import Reply
+from aiosctl.screen import rows
 from aiosd.errors import DeadlineExceeded
 from tests.aiosctl_double import (
     AIOSCTL,
@@ -37,6 +39,35 @@ from tests.aiosctl_double import (
     session,
     task,
 )
+
+SPUN = re.compile(r"\r(?:[|/\\-] [^\r\n]*)?\x1b\[K")
+"""What a spinner draws: it says nothing of a task that has ended."""
+
+
+def screen(seen: str, columns: int) -> list[str]:
+    """The lines of a terminal that was sent this, as far as aiosctl commands one. Colours are left out."""
+    lines, row, at = [""], 0, 0
+    for found in re.finditer(r"\x1b\[(\d*)([A-Za-z])|(\r)|(\n)|(.)", seen, re.DOTALL):
+        count, command, back, down, char = found.groups()
+        if command == "A":
+            row -= int(count or 1)
+        elif command == "J":
+            lines[row:] = [lines[row][:at]]
+        elif command == "K":
+            lines[row] = lines[row][:at]
+        elif back:
+            at = 0
+        elif down:
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif char:
+            width = cell_len(char)
+            if at + width > columns:
+                row, at = row + 1, 0
+                lines += [""] * (row + 1 - len(lines))
+            lines[row] = lines[row][:at].ljust(at) + char + lines[row][at + 1 :]
+            at += width
+    return lines
 
 
 class Terminal:
@@ -55,10 +86,11 @@ class Terminal:
             stderr=theirs,
             start_new_session=True,
             cwd=ctl.folder,
-            env=ctl.env | {"TERM": "xterm", "COLUMNS": ""},
+            env={"TERM": "xterm", "COLUMNS": ""} | ctl.env,
         )
         os.close(theirs)
         self._seen = bytearray()
+        self._columns = columns
 
     def type(self, keys: bytes) -> None:
         os.write(self._ours, keys)
@@ -73,7 +105,12 @@ class Terminal:
         while self._read():
             pass
         os.close(self._ours)
-        return self._process.wait(WAIT_S), self._seen.decode().replace("\r\n", "\n")
+        return self._process.wait(WAIT_S), SPUN.sub("", self._seen.decode().replace("\r\n", "\n"))
+
+    def screen(self) -> list[str]:
+        """What stands there in the end."""
+        self.end()
+        return screen(self._seen.decode(), self._columns)
 
     def _read(self) -> bool:
         ready, _, _ = select.select([self._ours], [], [], WAIT_S)
@@ -224,6 +261,102 @@ def test_a_whole_message_is_always_there_in_the_end(whole: str, pieces: list[tup
     reply = Reply()
     shown = "".join(reply.piece(offset, text) for offset, text in pieces)
     assert (shown + reply.whole(whole)).endswith(whole)
+
+
+MARKDOWN = """# Ports
+
+The **staging** server listens on `8081`.
+
+1. stop it
+2. start it
+
+```sh
+echo a  b
+
+```
+| a | b |
+|---|---|
+| 1 | 2 |
+"""
+
+
+def in_pieces(whole: str, *, size: int = 3) -> Any:
+    return streaming(*((at, whole[at : at + size]) for at in range(0, len(whole), size)), whole=whole)
+
+
+@pytest.mark.parametrize("columns", [30, 80])
+def test_markdown_is_drawn_as_soon_as_a_block_of_it_is_complete(
+    double: Double, ctl: Ctl, columns: int
+) -> None:
+    double.answers["session.run"] = in_pieces(MARKDOWN)
+    shown = Terminal(ctl, "run", "x", columns=columns).screen()
+    text = "\n".join(line.rstrip() for line in shown)
+    assert not re.search(r"\*\*|`|^#|\|---", text, re.MULTILINE)
+    for said in ("Ports", "staging", "8081", "echo a  b", "1 stop it", "2 start it"):
+        assert text.count(said) == 1
+    assert ctl("run", "x").stdout == MARKDOWN + "\n"  # a program gets what was said
+
+
+def test_a_block_that_has_left_the_screen_stays_as_it_was_written(double: Double, ctl: Ctl) -> None:
+    long = "".join(f"- line {n}\n" for n in range(40))
+    double.answers["session.run"] = in_pieces(long, size=7)
+    assert [line for line in Terminal(ctl, "run", "x").screen() if line] == long.splitlines()
+
+
+def test_a_dumb_terminal_is_not_drawn_on(double: Double, ctl: Ctl) -> None:
+    double.answers["session.run"] = in_pieces(MARKDOWN)
+    ctl.env["TERM"] = "dumb"
+    assert "\x1b" not in Terminal(ctl, "run", "x").end()[1]
+
+
+def test_a_quote_is_shown_as_it_stands(double: Double, ctl: Ctl) -> None:
+    chosen = {"backend": "extractive", "model": "extractive", "local": True}
+    decision = {"tier": "fast", "chosen": "extractive", "reason": "alone", "candidates": [chosen]}
+
+    def run(params: dict[str, Any], connection: Connection) -> object:
+        connection.event("route", decision=decision)
+        connection.event("text", offset=0, text="a.md:1: # **a**\n\n")
+        connection.event("message", seq=2, **message("a.md:1: # **a**\n\nb"))
+        return result(result="a.md:1: # **a**\n\nb")
+
+    double.answers["session.run"] = run
+    assert Terminal(ctl, "run", "x").end() == (0, "a.md:1: # **a**\n\nb\n")
+
+
+@given(st.text(alphabet="ab *\t字🙂é\n", max_size=60), st.integers(2, 9))
+def test_rows_are_what_a_terminal_takes(text: str, columns: int) -> None:
+    text = text.replace("\t", " ") + "\n"
+    assert rows(text, columns) == len(screen(text.replace("\n", "\r\n"), columns)) - 1
+
+
+def test_while_nothing_comes_it_says_what_is_waited_for(double: Double, ctl: Ctl) -> None:
+    seen = threading.Event()
+
+    def run(params: dict[str, Any], connection: Connection) -> object:
+        connection.event("progress", stage="queued", place=2, eta_s=12.0)
+        assert seen.wait(WAIT_S)
+        return result()
+
+    double.answers["session.run"] = run
+    terminal = Terminal(ctl, "run", "x", columns=60)
+    terminal.until("queued, place 2, about 12 s (")
+    seen.set()
+    assert terminal.screen() == ["hello", ""]
+
+
+def test_what_a_model_thinks_is_dim_and_apart_from_its_answer(double: Double, ctl: Ctl) -> None:
+    def run(params: dict[str, Any], connection: Connection) -> object:
+        connection.event("thinking", offset=0, text="hm, ")
+        connection.event("thinking", offset=4, text="six")
+        connection.event("text", offset=0, text="hello")
+        connection.event("message", seq=2, **message("hello"))
+        return result()
+
+    double.answers["session.run"] = run
+    _, seen = Terminal(ctl, "run", "x").end()
+    assert seen == "\x1b[2mhm, \x1b[0m\x1b[2msix\x1b[0m\x1b[2m\n\x1b[0mhello\n"
+    assert Terminal(ctl, "run", "-q", "x").end() == (0, "hello\n")
+    assert ctl("run", "x").stderr == ""
 
 
 # --- pipes and locales -----------------------------------------------------------------------------------
