@@ -188,7 +188,10 @@ class Registry:
             decision="deny" if refused else "allow",
             rule=ruling.verdict.rule,
             why=ruling.verdict.why,
-            about=[subject.text[:SHOWN] for subject in ruling.about or ()] or None,
+            # What a kernel tool is about is the user's own words, which they may want forgotten.
+            about=None
+            if name in self._kernel
+            else [subject.text[:SHOWN] for subject in ruling.about or ()] or None,
             arguments_sha256=digest,
         )
         if refused:
