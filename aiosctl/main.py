@@ -56,6 +56,7 @@ COMMANDS = {
         "completion:completion",
         "Print what makes a shell complete verbs, options, ids and names.",
     ),
+    "trace": ("trace:trace", "Show where a task's time went: queue, load, recall, model, tools."),
     "reload": ("system:reload", "Read the config again."),
     "service": ("service:app", "The daemon as a systemd user service."),
 }

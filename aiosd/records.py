@@ -77,6 +77,8 @@ class Decision(Record, frozen=True, kw_only=True):
     reason: str
     candidates: tuple[Candidate, ...]
     took_s: float | None = None
+    sent_s: float | None = None
+    """From the request to when the backend that answered was sent it: the waits for a slot and for a model to load."""
     dropped: str | None = None
     """What was left out of the prompt to fit the model's window, in a sentence."""
     truncated: str | None = None
@@ -305,6 +307,22 @@ class Reply(Record, frozen=True, kw_only=True):
     decision: Decision
 
 
+class Span(Record, frozen=True, kw_only=True):
+    """A stretch of a task's time, as OpenTelemetry has them; the trace is the task."""
+
+    span_id: str
+    parent_id: str | None
+    """None of the task's own."""
+    name: str
+    """invoke_agent, start, search_memory, prepare, chat MODEL, queue, load, execute_tool NAME, approval,
+    input_required, keep, or stop."""
+    started_at: datetime
+    ended_at: datetime | None
+    """None of what goes on."""
+    attributes: dict[str, Any]
+    """By OpenTelemetry's semantic conventions for generative AI; those without a name there begin with `aiosd.`."""
+
+
 class Embedded(Record, frozen=True, kw_only=True):
     """Vectors in the order of the texts."""
 
@@ -341,6 +359,9 @@ class ProgressEvent(Event, frozen=True, kw_only=True, tag="progress", omit_defau
 
 class RouteEvent(Event, frozen=True, kw_only=True, tag="route"):
     decision: Decision
+    began_at: datetime | None = None
+    """When the model was asked for; kept since it is no event of its own. None in old journals."""
+    first_token_at: datetime | None = None
 
 
 class MessageEvent(Event, frozen=True, kw_only=True, tag="message"):

@@ -30,6 +30,7 @@ FLOORS: list[set[str]] = [
         "tools.limits",
         "tools.reach",
         "tasks.steps",
+        "tasks.trace",
     },
     {"state", "secrets", "child", "stdio", "events", "telemetry", "systemd"},
     {"audit"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiosd import server
 from aiosd.methods.services import Services, handles, show
+from aiosd.protocol.sessions import SessionRun
 from aiosd.protocol.tasks import (
     TaskAttach,
     TaskCancel,
@@ -12,10 +13,15 @@ from aiosd.protocol.tasks import (
     TaskPrioritize,
     TaskResolve,
     Tasks,
+    TaskTrace,
     TaskWait,
+    Trace,
 )
-from aiosd.records import Task, TaskResult
+from aiosd.records import Kept, Task, TaskResult
 from aiosd.state import tasks
+from aiosd.state.database import Connection
+from aiosd.tasks import steps
+from aiosd.tasks.trace import spans
 
 
 @handles(TaskGet)
@@ -51,6 +57,15 @@ async def task_prioritize(services: Services, peer: server.Peer, params: TaskPri
 @handles(TaskResolve)
 async def task_resolve(services: Services, peer: server.Peer, params: TaskResolve) -> Task:
     return await services.runner.resolve(params)
+
+
+@handles(TaskTrace)
+async def task_trace(services: Services, peer: server.Peer, params: TaskTrace) -> Trace:
+    def read(c: Connection) -> tuple[Task, SessionRun, tuple[Kept, ...]]:
+        return tasks.get(c, params.task_id), tasks.params(c, params.task_id), tasks.events(c, params.task_id)
+
+    task, run, journal = await services.database.read(read)
+    return Trace(spans=spans(task, journal, run.max_steps or steps.MAX_STEPS))
 
 
 @handles(TaskAttach)

@@ -117,6 +117,7 @@ class Pool:
                     to = seat.standing
                     member = members[to.name]
                     patience = self._patience(request, member, seat, choice)
+                    sent = self._clock()
                     try:
                         with seat.work:
                             got = await ask(member, asked, patience=patience, clock=self._clock)
@@ -146,7 +147,9 @@ class Pool:
                 self._keep()
                 decision = self._decision(request, choice, members, failed, started, seat)
                 done = got.done
-                decision = msgspec.structs.replace(decision, dropped=done.dropped, truncated=done.truncated)
+                decision = msgspec.structs.replace(
+                    decision, sent_s=sent - started, dropped=done.dropped, truncated=done.truncated
+                )
                 return _replied(member, got, bill, decision)
 
     def prioritize(self, task_id: str, priority: Priority) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from aiosd.protocol.base import Params
-from aiosd.records import Priority, Record, Task, TaskResult, TaskState
+from aiosd.records import Priority, Record, Span, Task, TaskResult, TaskState
 
 TASK_EVENT = "task.event"
 """The notification that carries an event to whoever watches its task."""
@@ -76,6 +76,20 @@ class TaskResolve(Params[Task], frozen=True, kw_only=True):
 
     method = "task.resolve"
     returns = Task
+
+
+class Trace(Record, frozen=True, kw_only=True):
+    spans: tuple[Span, ...]
+    """The task's own first, then its parts in the order in which they began."""
+
+
+class TaskTrace(Params[Trace], frozen=True, kw_only=True):
+    """Where the task's time went: starting, recall, queue, load, model, tools, with tokens and money."""
+
+    task_id: str
+
+    method = "task.trace"
+    returns = Trace
 
 
 class TaskAttach(Params[TaskResult], frozen=True, kw_only=True):

@@ -214,8 +214,11 @@ class Agent:
         self._partial = ""
         thinking = 0
 
+        began_at, first_at = self._clock(), None
+
         async def on_delta(delta: TextDelta | ThinkingDelta) -> None:
-            nonlocal thinking
+            nonlocal thinking, first_at
+            first_at = first_at or self._clock()
             if isinstance(delta, TextDelta):
                 hands.broker.publish(self._new(TextEvent, offset=len(self._partial), text=delta.text))
                 self._partial += delta.text
@@ -224,8 +227,8 @@ class Agent:
                 thinking += len(delta.text)
 
         async def on_wait(wait: Wait) -> None:
-            nonlocal thinking
-            self._partial, thinking = "", 0  # a reply that gave its slot away begins anew
+            nonlocal thinking, first_at
+            self._partial, thinking, first_at = "", 0, None  # a reply that gave its slot away begins anew
             await self._record(self._new(ProgressEvent, **msgspec.structs.asdict(wait)))
 
         async def reserve(usd: float) -> None:
@@ -233,7 +236,7 @@ class Agent:
 
         try:
             reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
-            await self._record_reply(reply)
+            await self._record_reply(reply, began_at, first_at)
         except NoModelFits as exc:
             if cost := exc.data.get("cost_usd"):  # of replies that broke off
                 await self._record(self._new(UsageEvent, usage=Tokens(), cost_usd=cost))
@@ -242,9 +245,9 @@ class Agent:
             with anyio.CancelScope(shield=True):  # memory only, but for a lock that is never held for long
                 await hands.budget.release(self._task.task_id)
 
-    async def _record_reply(self, reply: Reply) -> None:
+    async def _record_reply(self, reply: Reply, began_at: datetime, first_at: datetime | None) -> None:
         await self._record(
-            self._new(RouteEvent, decision=reply.decision),
+            self._new(RouteEvent, decision=reply.decision, began_at=began_at, first_token_at=first_at),
             self._new(
                 MessageEvent,
                 ahead=1,
