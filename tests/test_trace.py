@@ -219,7 +219,7 @@ async def test_the_parts_make_up_what_the_caller_waited_for(tmp_path: Path) -> N
             with Daemon(tmp_path, config) as daemon:
                 session = daemon.session()
                 daemon.run(session, "warm up")
-                parts = []
+                parts: list[float] = []
                 while (
                     len(parts) < 3 and max(parts, default=0.0) < 0.95
                 ):  # the best of three: others use this machine
