@@ -28,7 +28,7 @@ from aiosd.methods.table import table
 from aiosd.models.pool import Pool, open_pool
 from aiosd.paths import Paths
 from aiosd.records import Session
-from aiosd.reload import Reload, open_reload, tiers_of
+from aiosd.reload import Reload, open_reload
 from aiosd.secrets import Secrets
 from aiosd.server import Server
 from aiosd.state.database import open_database
@@ -37,6 +37,7 @@ from aiosd.tasks.agent import Hands
 from aiosd.tasks.budget import open_budget
 from aiosd.tasks.recollection import memory_tools
 from aiosd.tasks.runner import open_runner
+from aiosd.tasks.spawning import spawn_tools
 from aiosd.tools.egress import open_egress
 from aiosd.tools.hosts import Walls
 from aiosd.tools.registry import open_registry
@@ -92,9 +93,10 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 registry=registry,
                 pool=reload.pool,
                 budget=budget,
-                tiers=tiers_of(config),
+                agents=config.agents,
             )
             async with open_runner(hands) as runner:
+                registry.add(spawn_tools(runner))
                 services = Services(
                     config=config,
                     paths=paths,
@@ -112,7 +114,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
 
                 def apply(new: Config, pool: Pool) -> None:
                     hands.pool = services.pool = pool
-                    hands.tiers = tiers_of(new)
+                    hands.agents = new.agents
                     budget.config_usd = new.budget.day_usd
                     services.config = new
 

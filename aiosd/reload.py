@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from aiosd import config as configs
 from aiosd.config import Config
 from aiosd.models.pool import Pool
 from aiosd.protocol.system import Reloaded
-from aiosd.records import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +87,3 @@ async def open_reload(path: Path, config: Config, pools: Pools, apply: Apply) ->
             yield reload
         finally:
             tasks.cancel_scope.cancel()
-
-
-def tiers_of(config: Config) -> Mapping[str, Tier]:
-    """The tier of each agent."""
-    return {name: agent.tier for name, agent in config.agents.items()}

@@ -335,7 +335,7 @@ async def test_watching_a_task_that_nobody_works_on_ends(tmp_path: Path) -> None
             registry=None,  # type: ignore[arg-type]
             pool=None,  # type: ignore[arg-type]
             budget=Budget(database, None, lambda: NOW),
-            tiers={},
+            agents={},
         )
         with anyio.fail_after(30):
             assert [e.seq async for e in Runner(hands, running).watch(TASK)] == [1]

@@ -19,7 +19,7 @@ from aiosd.protocol.sessions import (
     Sessions,
 )
 from aiosd.records import Session, Task, TaskResult
-from aiosd.state import sessions
+from aiosd.state import sessions, tasks
 from aiosd.tasks.admission import admit
 
 
@@ -57,7 +57,9 @@ async def session_delete(services: Services, peer: server.Peer, params: SessionD
     await services.database.write(lambda c: sessions.close(c, params.session_id))
     await services.runner.end_session(params.session_id)
     if params.forget:
-        await services.memory.forget(session_id=params.session_id)
+        below = await services.database.read(lambda c: tasks.sessions_below(c, params.session_id))
+        for session_id in (params.session_id, *below):
+            await services.memory.forget(session_id=session_id)
     await services.database.write(lambda c: sessions.delete(c, params.session_id))
 
 

@@ -160,4 +160,26 @@ CREATE TABLE settings (
 );
 """
 
-SCRIPTS: tuple[str, ...] = (_SESSIONS_TASKS_MEMORIES, _SPEAKERS, _LEARNT, _LINEAGE, _AUDIT, _SETTINGS)
+_DESCENT = """
+-- Whatever is below a task, however deep. No references: what a deleted child has spent stays its parent's spending.
+CREATE TABLE descent (
+    ancestor_id         TEXT NOT NULL,
+    ancestor_session_id TEXT NOT NULL,
+    task_id             TEXT NOT NULL,
+    session_id          TEXT NOT NULL,
+    PRIMARY KEY (ancestor_id, task_id)
+) WITHOUT ROWID;
+CREATE INDEX descent_task ON descent (task_id);
+CREATE INDEX descent_session ON descent (ancestor_session_id, task_id);
+CREATE INDEX tasks_parent ON tasks (parent_id) WHERE parent_id IS NOT NULL;
+"""
+
+SCRIPTS: tuple[str, ...] = (
+    _SESSIONS_TASKS_MEMORIES,
+    _SPEAKERS,
+    _LEARNT,
+    _LINEAGE,
+    _AUDIT,
+    _SETTINGS,
+    _DESCENT,
+)

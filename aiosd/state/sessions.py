@@ -113,7 +113,12 @@ def cap(c: Connection, session_id: str, max_usd: float | None) -> None:
 
 
 def delete(c: Connection, session_id: str) -> None:
-    """With its turns, tasks and events; its memories stay, and so does what it spent. Raises NotFound."""
+    """With its turns, tasks and events, and the sessions of all that its tasks have started; memories stay, and so does
+    what was spent. Raises NotFound."""
+    c.execute(
+        "DELETE FROM sessions WHERE session_id IN (SELECT session_id FROM descent WHERE ancestor_session_id = ?)",
+        (known("session", session_id),),
+    )
     _changed(
         c.execute("DELETE FROM sessions WHERE session_id = ?", (known("session", session_id),)).rowcount,
         session_id,

@@ -82,6 +82,13 @@ def insert(
     )
     if not added.rowcount:
         raise NotFound(f"no session {session_id}")
+    if parent_id is not None:
+        c.execute(
+            "INSERT INTO descent (ancestor_id, ancestor_session_id, task_id, session_id)"
+            " SELECT ancestor_id, ancestor_session_id, ?, ? FROM descent WHERE task_id = ?"
+            " UNION ALL SELECT task_id, session_id, ?, ? FROM tasks WHERE task_id = ?",
+            (task_id, session_id, parent_id, task_id, session_id, parent_id),
+        )
     return get(c, task_id)
 
 
@@ -132,6 +139,68 @@ def unended(c: Connection) -> tuple[Task, ...]:
     """What a daemon that starts finds unfinished, the oldest first."""
     rows = c.execute(f"SELECT {_COLUMNS} FROM tasks WHERE state IN ({_UNENDED}) ORDER BY number").fetchall()
     return tuple(map(_task, rows))
+
+
+def found(c: Connection, task_id: str) -> Task | None:
+    row = c.execute(f"SELECT {_COLUMNS} FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+    return None if row is None else _task(row)
+
+
+def children(c: Connection, task_id: str) -> tuple[Task, ...]:
+    """What the task itself has started, in that order."""
+    rows = c.execute(
+        f"SELECT {_COLUMNS} FROM tasks WHERE parent_id = ? ORDER BY number", (task_id,)
+    ).fetchall()
+    return tuple(map(_task, rows))
+
+
+def descendants(c: Connection, task_id: str) -> tuple[Task, ...]:
+    """All that is below the task."""
+    rows = c.execute(
+        f"SELECT {_COLUMNS} FROM tasks WHERE task_id IN (SELECT task_id FROM descent WHERE ancestor_id = ?)"
+        " ORDER BY number",
+        (task_id,),
+    ).fetchall()
+    return tuple(map(_task, rows))
+
+
+def kin(c: Connection, task_id: str) -> tuple[int, int, int]:
+    """Generations above a child of this task; its children; all that is below its first ancestor."""
+    above: int = c.execute("SELECT count(*) FROM descent WHERE task_id = ?", (task_id,)).fetchone()[0]
+    started: int = c.execute("SELECT count(*) FROM tasks WHERE parent_id = ?", (task_id,)).fetchone()[0]
+    in_tree: int = c.execute(
+        "SELECT max(n) FROM (SELECT count(*) AS n FROM descent WHERE ancestor_id = ? OR ancestor_id IN"
+        " (SELECT ancestor_id FROM descent WHERE task_id = ?) GROUP BY ancestor_id)",
+        (task_id, task_id),
+    ).fetchone()[0]
+    return above + 1, started, in_tree or 0
+
+
+class Ancestor(msgspec.Struct, frozen=True):
+    """A task above another one, and its caps in dollars."""
+
+    task_id: str
+    session_id: str
+    task_usd: float | None
+    session_usd: float | None
+
+
+def ancestors(c: Connection, task_id: str) -> tuple[Ancestor, ...]:
+    rows = c.execute(
+        "SELECT t.task_id, t.session_id, t.params, s.max_usd FROM descent d"
+        " JOIN tasks t ON t.task_id = d.ancestor_id JOIN sessions s ON s.session_id = t.session_id"
+        " WHERE d.task_id = ?",
+        (task_id,),
+    ).fetchall()
+    return tuple(Ancestor(row[0], row[1], _params.decode(row[2]).max_usd, row[3]) for row in rows)
+
+
+def sessions_below(c: Connection, session_id: str) -> tuple[str, ...]:
+    """The sessions of all tasks that descend from the session's."""
+    rows = c.execute(
+        "SELECT DISTINCT session_id FROM descent WHERE ancestor_session_id = ?", (session_id,)
+    ).fetchall()
+    return tuple(row[0] for row in rows)
 
 
 def append(c: Connection, *events: Kept) -> None:
@@ -252,14 +321,16 @@ def spent(
     task_id: str | None = None,
     since: datetime | None = None,
 ) -> float:
-    """Dollars, of all or of these alone, deleted ones too."""
+    """Dollars, of all or of these alone with what descends from them, deleted ones too."""
     where, values = ["1"], list[Any]()
     if session_id is not None:
-        where.append("session_id = ?")
-        values.append(session_id)
+        where.append(
+            "(session_id = ? OR task_id IN (SELECT task_id FROM descent WHERE ancestor_session_id = ?))"
+        )
+        values += [session_id, session_id]
     if task_id is not None:
-        where.append("task_id = ?")
-        values.append(task_id)
+        where.append("(task_id = ? OR task_id IN (SELECT task_id FROM descent WHERE ancestor_id = ?))")
+        values += [task_id, task_id]
     if since is not None:
         where.append("at >= ?")
         values.append(micros(since))

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import anyio
 import msgspec
 
+from aiosd import config
 from aiosd.child import ChildDied
 from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits, NotFound
 from aiosd.events import Broker
@@ -23,6 +24,7 @@ from aiosd.records import (
     Event,
     Kept,
     MessageEvent,
+    Privacy,
     ProgressEvent,
     RouteEvent,
     ScoredMemory,
@@ -33,7 +35,6 @@ from aiosd.records import (
     TaskState,
     TextEvent,
     ThinkingEvent,
-    Tier,
     Tokens,
     ToolCallEvent,
     ToolResultEvent,
@@ -67,7 +68,7 @@ E = TypeVar("E", bound=Event)
 
 
 class Hands(msgspec.Struct):
-    """What an agent acts with; opened in daemon.py. A reload of the config replaces the pool and the tiers."""
+    """What an agent acts with; opened in daemon.py. A reload of the config replaces the pool and the agents."""
 
     database: Database
     broker: Broker
@@ -75,8 +76,8 @@ class Hands(msgspec.Struct):
     registry: Registry
     pool: Pool
     budget: Budget
-    tiers: Mapping[str, Tier]
-    """By agent."""
+    agents: Mapping[str, config.Agent]
+    """By name."""
 
 
 class Agent:
@@ -93,10 +94,10 @@ class Agent:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._hands = hands
-        self._session = session
+        self.session = session
         self._system = system
-        self._task = task
-        self._params = params
+        self.task = task
+        self.params = params
         self._journal = list(journal)
         self._clock = clock
         self._turns: tuple[Turn, ...] = ()
@@ -111,16 +112,19 @@ class Agent:
         last = self._journal[-1] if self._journal else None
         return isinstance(last, StateEvent) and last.state in ENDED
 
+    @property
+    def is_completed(self) -> bool:
+        last = self._journal[-1] if self._journal else None
+        return isinstance(last, StateEvent) and last.state == "completed"
+
     async def run(self) -> None:
         """Works until the task has an outcome, or needs the user, and keeps that. A bug rises."""
         ACTING.set(self._acting)
         try:
-            with anyio.fail_after(self._params.timeout_s):
+            with anyio.fail_after(self.params.timeout_s):
                 answer = await self._work()
         except TimeoutError:
-            await self.end(
-                "failed", DeadlineExceeded(f"the task took more than {self._params.timeout_s:g} s")
-            )
+            await self.end("failed", DeadlineExceeded(f"the task took more than {self.params.timeout_s:g} s"))
         except AiosError as exc:
             await self.end("failed", exc)
         else:
@@ -133,11 +137,11 @@ class Agent:
         Raises InvalidState for a task that does not ask, NotFound for a call that is not in doubt."""
         doubt = self._next()
         if not isinstance(doubt, steps.Doubt):
-            raise InvalidState(f"task {self._task.number} asks nothing")
+            raise InvalidState(f"task {self.task.number} asks nothing")
         call = next((c for c in doubt.calls if c.call_id == call_id), None)
         if call is None:
             asked = ", ".join(c.call_id for c in doubt.calls)
-            raise NotFound(f"task {self._task.number} has no call {call_id!r} in doubt; it has: {asked}")
+            raise NotFound(f"task {self.task.number} has no call {call_id!r} in doubt; it has: {asked}")
         if action == "retry":
             settled: Kept = self._tool_call(call, "pending")
         else:
@@ -155,13 +159,13 @@ class Agent:
     def _next(self, *more: Kept) -> steps.Action:
         return steps.next(
             [*self._journal, *more] if more else self._journal,
-            max_steps=self._params.max_steps or steps.MAX_STEPS,
+            max_steps=self.params.max_steps or steps.MAX_STEPS,
             repeatable=self._repeatable,
         )
 
     async def _work(self) -> steps.Answer | None:
         self._turns = await self._hands.database.read(
-            lambda c: sessions.turns(c, self._session.session_id, context.TURNS)
+            lambda c: sessions.turns(c, self.session.session_id, context.TURNS)
         )
         states = [e.state for e in self._journal if isinstance(e, StateEvent)]
         if not states or states[-1] != "working":
@@ -195,20 +199,21 @@ class Agent:
         detail = ""
         found: tuple[ScoredMemory, ...] = ()
         try:
-            found = await self._hands.memory.recall(scope_of(self._session), self._params.task, n=LOOKED_AT)
+            found = await self._hands.memory.recall(scope_of(self.session), self.params.task, n=LOOKED_AT)
         except (ChildDied, DeadlineExceeded) as exc:
-            logger.warning("a task goes on without memories", extra={"task_id": self._task.task_id})
+            logger.warning("a task goes on without memories", extra={"task_id": self.task.task_id})
             detail = f"without memories: {exc}"
         memories = context.chosen(found, RECALLED)
         await self._record(self._new(ProgressEvent, stage="recalled", detail=detail, memories=memories))
 
     async def _infer(self) -> None:
-        hands, params = self._hands, self._params
-        tools = await hands.registry.offered(self._session, params.tools)
-        tier = params.tier or hands.tiers.get(self._session.agent or "", "balanced")
+        hands, params = self._hands, self.params
+        tools = await hands.registry.offered(self.session, params.tools)
+        agent = hands.agents.get(self.session.agent or "")
+        tier = params.tier or (agent.tier if agent else "balanced")
         request = msgspec.structs.replace(
-            context.request(self._session, self._system, params, self._turns, self._journal, tools, tier),
-            task_id=self._task.task_id,
+            context.request(self.session, self._system, params, self._turns, self._journal, tools, tier),
+            task_id=self.task.task_id,
             priority=self.priority,
         )
         self._partial = ""
@@ -232,7 +237,7 @@ class Agent:
             await self._record(self._new(ProgressEvent, **msgspec.structs.asdict(wait)))
 
         async def reserve(usd: float) -> None:
-            await hands.budget.hold(self._session, self._task.task_id, params.max_usd, usd)
+            await hands.budget.hold(self.session, self.task.task_id, params.max_usd, usd)
 
         try:
             reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
@@ -243,7 +248,7 @@ class Agent:
             raise
         finally:
             with anyio.CancelScope(shield=True):  # memory only, but for a lock that is never held for long
-                await hands.budget.release(self._task.task_id)
+                await hands.budget.release(self.task.task_id)
 
     async def _record_reply(self, reply: Reply, began_at: datetime, first_at: datetime | None) -> None:
         await self._record(
@@ -270,17 +275,26 @@ class Agent:
         try:
             self._allow(call)
             result = await self._hands.registry.call(
-                self._session,
+                self.session,
                 call.name,
                 call.arguments,
                 timeout_s=TOOL_S,
                 by="model",
-                task_id=self._task.task_id,
+                task_id=self.task.task_id,
+                call=f"{self._replies()} {call.call_id}",
             )
             failed, text = result.is_error, "\n".join(block.text for block in result.content)
         except AiosError as exc:
             failed, text = True, str(exc)
         await self._record(self._tool_result(call, "failed" if failed else "completed", text))
+
+    def _replies(self) -> int:
+        return sum(isinstance(event, MessageEvent) for event in self._journal)
+
+    @property
+    def privacy(self) -> Privacy:
+        """Of what its models have written so far."""
+        return context.privacy(self.session, self._turns, self._journal)
 
     def _tool_call(self, call: ToolUse, status: CallStatus) -> ToolCallEvent:
         return self._new(
@@ -292,7 +306,7 @@ class Agent:
 
     def _allow(self, call: ToolUse) -> None:
         """A model may name any tool; what the run was narrowed to still holds."""
-        if self._params.tools is not None and call.name not in self._params.tools:
+        if self.params.tools is not None and call.name not in self.params.tools:
             raise InvalidState(f"the tool {call.name} was not offered")
 
     async def _complete(self, answer: steps.Answer) -> None:
@@ -303,31 +317,31 @@ class Agent:
             stop_reason="max_steps" if answer.out_of_steps else message.stop_reason,
             message=message,
         )
-        if self._params.schema is not None and message.text:
+        if self.params.schema is not None and message.text:
             result = msgspec.structs.replace(result, result=msgspec.json.decode(message.text))
         now = self._clock()
-        privacy = context.privacy(self._session, self._turns, self._journal)
+        privacy = context.privacy(self.session, self._turns, self._journal)
         memory = self._hands.memory.record(
-            self._session,
-            f"Task: {self._params.task}\nResult: {message.text[:REMEMBERED_CHARS]}",
+            self.session,
+            f"Task: {self.params.task}\nResult: {message.text[:REMEMBERED_CHARS]}",
             kind="task",
-            source=f"task:{self._task.task_id}",
+            source=f"task:{self.task.task_id}",
             privacy=privacy,
             created_at=now,
         )
-        session_id = self._session.session_id
+        session_id = self.session.session_id
         given = {m.memory_id for m in context.recalled(self._journal)}
         quoted = {source.ref for source in result.sources if source.kind == "memory"}
         rests_on = (given if result.generated else quoted) | self._acting.recalled
 
         def keep(c: Connection) -> None:
-            for role, content in (("user", self._params.task), ("assistant", message.text)):
+            for role, content in (("user", self.params.task), ("assistant", message.text)):
                 if content:
                     turn = Turn(
                         role=role,  # type: ignore[arg-type]  # a literal, two lines above
                         content=content,
                         created_at=now,
-                        task_id=self._task.task_id,
+                        task_id=self.task.task_id,
                         privacy=privacy,
                     )
                     sessions.add_turn(c, session_id, turn)
@@ -335,11 +349,11 @@ class Agent:
                 c, rests_on
             ):  # what was forgotten meanwhile does not come back as a run's memory
                 add_memories(c, [memory])
-                made_from = rests_on | set(lineage.made_in(c, self._task.task_id))
-                origins = [lineage.of_task(self._task.task_id), *map(lineage.of_memory, made_from)]
+                made_from = rests_on | set(lineage.made_in(c, self.task.task_id))
+                origins = [lineage.of_task(self.task.task_id), *map(lineage.of_memory, made_from)]
                 lineage.record(c, {memory.memory_id: origins})
             sessions.touch(c, session_id, now)
-            tasks.finish(c, self._task.task_id, result=result, error=None)
+            tasks.finish(c, self.task.task_id, result=result, error=None)
 
         await self._record(self._new(StateEvent, state="completed"), also=keep)
         await self._hands.memory.index([memory])
@@ -353,7 +367,7 @@ class Agent:
         wire["data"] = wire.get("data", {}) | {"result": msgspec.to_builtins(result)}
         await self._record(
             self._new(StateEvent, state=state),
-            also=lambda c: tasks.finish(c, self._task.task_id, result=None, error=wire),
+            also=lambda c: tasks.finish(c, self.task.task_id, result=None, error=wire),
         )
 
     def _result(
@@ -363,8 +377,8 @@ class Agent:
         routes = [e for e in self._journal if isinstance(e, RouteEvent)]
         generated = message.generated if message else False
         return TaskResult(
-            task_id=self._task.task_id,
-            session_id=self._session.session_id,
+            task_id=self.task.task_id,
+            session_id=self.session.session_id,
             state=state,
             result=text,
             stop_reason=stop_reason,
@@ -372,7 +386,7 @@ class Agent:
             abstained=message.abstained if message else False,
             backend=message.backend if message else None,
             model=message.model if message else None,
-            sources=context.sources(self._params, self._journal)
+            sources=context.sources(self.params, self._journal)
             if generated
             else (message.sources if message else ()),
             usage=Tokens(
@@ -387,7 +401,7 @@ class Agent:
         """The next event, or the one `ahead` of it in the same commit. A delta carries the last kept number."""
         kept = self._journal[-1].seq if self._journal else 0
         seq = kept if cls in (TextEvent, ThinkingEvent) else kept + 1 + ahead
-        return cls(task_id=self._task.task_id, seq=seq, at=self._clock(), **fields)
+        return cls(task_id=self.task.task_id, seq=seq, at=self._clock(), **fields)
 
     async def _record(self, *events: Kept, also: Callable[[Connection], None] | None = None) -> None:
         """On the disk first, then in the journal and told to watchers."""

@@ -80,7 +80,8 @@ class Budget:
         """The day's cap as the config says; it may be read again."""
         self._set_usd = set_usd
         self._clock = clock
-        self._held: dict[str, tuple[str, float]] = {}
+        self._held: dict[str, tuple[frozenset[str], float]] = {}
+        """By who holds it: the tasks and sessions that it counts for, and dollars."""
         self._lock = anyio.Lock()
 
     @property
@@ -88,19 +89,34 @@ class Budget:
         return self.config_usd if self._set_usd is UNSET else self._set_usd
 
     async def hold(self, session: Session, task_id: str, task_usd: float | None, usd: float) -> None:
-        """Sets `usd` aside for the task's next dispatch. Raises BudgetExhausted."""
+        """Sets `usd` aside for the task's next dispatch, under its own caps and those of every task above it. Raises
+        BudgetExhausted."""
         async with self._lock:
+
+            def read(c: Connection) -> tuple[float, list[tuple[tasks.Ancestor, float, float]]]:
+                return tasks.spent(c, task_id=task_id), [
+                    (up, tasks.spent(c, task_id=up.task_id), tasks.spent(c, session_id=up.session_id))
+                    for up in tasks.ancestors(c, task_id)
+                ]
+
+            of_task, above = await self._database.read(read)
             day, of_session = await self._caps(session.session_id, but=task_id)
-            of_task = await self._database.read(lambda c: tasks.spent(c, task_id=task_id))
-            check(usd, [Cap("task", task_usd, of_task, 0.0), *of_session, day])
-            self._held[task_id] = (session.session_id, usd)
+            caps = [Cap("task", task_usd, of_task, self._holds(task_id, but=task_id)), *of_session, day]
+            counts = {task_id, session.session_id}
+            for up, in_task, in_session in above:
+                counts |= {up.task_id, up.session_id}
+                held = self._holds(up.session_id, but=task_id)
+                caps.append(Cap("task", up.task_usd, in_task, self._holds(up.task_id, but=task_id)))
+                caps.append(Cap("session", up.session_usd, in_session, held, up.session_id))
+            check(usd, caps)
+            self._held[task_id] = (frozenset(counts), usd)
 
     async def hold_apart(self, holder: str, usd: float) -> None:
         """Sets `usd` of the day aside for a dispatch outside of any session. Raises BudgetExhausted."""
         async with self._lock:
             day, _ = await self._caps(None, but=holder)
             check(usd, [day])
-            self._held[holder] = ("", usd)
+            self._held[holder] = (frozenset(), usd)
 
     async def limits(self, session_id: str | None) -> tuple[Limit, ...]:
         """The day's and this session's. Raises NotFound."""
@@ -147,12 +163,16 @@ class Budget:
             return of_day, ((max_usd, tasks.spent(c, session_id=session_id)),)
 
         of_day, of_session = await self._database.read(read)
-        others = [(s, held) for holder, (s, held) in self._held.items() if holder != but]
-        day = Cap("day", self.day_usd, of_day, sum(held for _, held in others))
-        in_session = sum(held for s, held in others if s == session_id)
+        held = sum(usd for holder, (_, usd) in self._held.items() if holder != but)
+        day = Cap("day", self.day_usd, of_day, held)
+        in_session = 0.0 if session_id is None else self._holds(session_id, but=but)
         return day, tuple(
             Cap("session", cap, spent, in_session, session_id or "") for cap, spent in of_session
         )
+
+    def _holds(self, id: str, *, but: str | None) -> float:
+        """What counts for this task or session and is under way, without what `but` holds."""
+        return sum(usd for holder, (ids, usd) in self._held.items() if holder != but and id in ids)
 
     async def release(self, task_id: str) -> None:
         """The dispatch is over and what it cost is on the books."""

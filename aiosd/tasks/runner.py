@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -19,6 +19,7 @@ from aiosd.errors import (
     InternalError,
     InvalidParams,
     InvalidState,
+    NotFound,
     Overloaded,
     from_wire,
 )
@@ -38,7 +39,10 @@ from aiosd.records import (
 )
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection
+from aiosd.tasks import descent
 from aiosd.tasks.agent import Agent, Hands
+from aiosd.tasks.descent import Wish
+from aiosd.tools.kernel import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -106,17 +110,97 @@ class Runner:
                 sessions.touch(c, session.session_id, now)
             return session, sessions.system(c, session.session_id), task, queued
 
-        session, system, task, queued = await self._hands.database.write(create)
-        if queued:
+        with anyio.CancelScope(shield=True):  # a row that is kept is worked on, whoever has gone meanwhile
+            session, system, task, queued = await self._hands.database.write(create)
+            if queued:
+                self._go(task, Agent(self._hands, session, system, task, params, queued), queued)
+        return task
+
+    async def spawn(self, caller: Caller, wish: Wish) -> Task:
+        """The task that this call has started, or has started before: one call never has two. It may do what the
+        caller's task may, or less, and its cost is its parent's too.
+
+        Raises InvalidState outside of a task and where there are too many, InvalidParams, PermissionDenied."""
+        parent = self._runs.get(caller.task_id or "")
+        if parent is None or caller.call is None or parent.cancelled:
+            raise InvalidState("only a task that runs can start another", hint='aiosctl run --detach "..."')
+        if len(self._runs) >= MAX_OPEN:
+            raise Overloaded(f"{MAX_OPEN} tasks are open; wait until one ends")
+        of, call = parent.agent, caller.call
+        agent = None
+        if wish.agent is not None and (agent := self._hands.agents.get(wish.agent)) is None:
+            known = ", ".join(self._hands.agents) or "none"
+            raise InvalidParams(f"agent: no `{wish.agent}` in the config; there are: {known}")
+        tools = await self._hands.registry.list()
+        now = datetime.now(UTC)
+        task_id, _ = descent.child_ids(of.task.task_id, call)
+
+        def create(c: Connection) -> tuple[Session, SessionRun, Task, tuple[Kept, ...]] | Task:
+            if (before := tasks.found(c, task_id)) is not None:
+                return before
+            depth, children, tree = tasks.kin(c, of.task.task_id)
+            descent.check_room(descent.Kin(depth=depth, children=children, tree=tree))
+            session, params = descent.child_of(
+                of.session,
+                of.task,
+                of.params,
+                wish,
+                call=call,
+                agent=agent,
+                tools=tools,
+                privacy=of.privacy,
+                last=depth == descent.MAX_DEPTH,
+                now=now,
+            )
+            sessions.insert(c, session, system=agent.system if agent else None)
+            task = tasks.insert(
+                c,
+                task_id,
+                session.session_id,
+                params=params,
+                parent_id=of.task.task_id,
+                priority=of.priority,
+                created_at=now,
+            )
+            queued = StateEvent(task_id=task_id, seq=1, at=now, state="queued")
+            tasks.append(c, queued)
+            return session, params, task, (queued,)
+
+        with anyio.CancelScope(shield=True):
+            made = await self._hands.database.write(create)
+            if isinstance(made, Task):
+                return made
+            session, params, task, queued = made
+            system = agent.system if agent else None
             self._go(task, Agent(self._hands, session, system, task, params, queued), queued)
+        return task
+
+    async def child(self, caller: Caller, number: int) -> str:
+        """The id of a task that the caller's has started. Raises NotFound."""
+        parent_id = caller.task_id
+        if parent_id is not None:
+            for task in await self._hands.database.read(lambda c: tasks.children(c, parent_id)):
+                if task.number == number:
+                    return task.task_id
+        raise NotFound(f"this task has started no task {number}")
+
+    async def ended(self, task_id: str) -> Task:
+        """The task once it has ended, however long it waits for its user meanwhile. Raises NotFound."""
+        with self._hands.broker.watch(task_id) as watcher:
+            while (task := await self._get(task_id)).state not in ENDED:
+                while True:
+                    news = await watcher.next()
+                    if news is None or any(isinstance(event, StateEvent) for event in news):
+                        break
         return task
 
     async def recover(self) -> int:
         """Takes up every task that a daemon before this one left open, from where its journal ends. Those that
         wait for the user go on waiting."""
         left = [t for t in await self._hands.database.read(tasks.unended) if t.state != "input_required"]
-        for task in left:
-            self._go(task, *await self._reopen(task))
+        reopened = [(task, *await self._reopen(task)) for task in left]
+        for each in reopened:
+            self._go(*each)
         return len(left)
 
     async def resolve(self, params: TaskResolve) -> Task:
@@ -154,26 +238,54 @@ class Runner:
     async def cancel(self, task_id: str) -> Task:
         """The task as it is once it has ended. Raises NotFound, and InvalidState if it had ended before."""
         task = await self._get(task_id)
-        run = self._runs.get(task_id)
-        if run is None and task.state == "input_required":
-            agent, _ = await self._reopen(task)
-            await agent.end("cancelled", Cancelled("the task was cancelled"))
-            return await self._get(task_id)
-        if run is None:
+        if task.state in ENDED:
             raise InvalidState(f"task {task.number} is {task.state} already")
-        run.cancelled = True
-        run.scope.cancel()
-        await run.ended.wait()
+        await self._end_tree(task)
         return await self._get(task_id)
 
+    async def _end_tree(self, task: Task) -> None:
+        """Cancels the task, which cancels what it has started."""
+        run = self._runs.get(task.task_id)
+        if run is not None:
+            run.cancelled = True
+            run.scope.cancel()
+            await run.ended.wait()
+        elif task.state == "input_required":
+            below = await self._end_children(task)
+            agent, _ = await self._reopen(task)
+            await agent.end("cancelled", _cancelled(below))
+            await self._close(task)
+
+    async def _end_children(self, task: Task) -> list[Task]:
+        """Cancels what the task has started and is not over, all side by side; those that it was."""
+        started = await self._hands.database.read(lambda c: tasks.children(c, task.task_id))
+        below = [child for child in started if child.state not in ENDED]
+        async with anyio.create_task_group() as ending:
+            for child in below:
+                ending.start_soon(self._end_tree, child)
+        return below
+
+    async def _close(self, task: Task) -> None:
+        """The session of a task that an agent has started ends with it."""
+        if task.parent_id is not None:
+            await self._hands.database.write(lambda c: sessions.close(c, task.session_id))
+            await self._hands.registry.end(task.session_id)
+
     async def prioritize(self, task_id: str, priority: Priority) -> Task:
-        """Changes who is served first from the task's next step on, and where it waits now, at once. Raises NotFound,
-        and InvalidState if it has ended."""
-        task = await self._hands.database.write(lambda c: tasks.prioritize(c, task_id, priority))
-        if (run := self._runs.get(task_id)) is not None:
-            run.agent.priority = priority
-            self._hands.pool.prioritize(task_id, priority)
-        return task
+        """Changes who is served first, of the task and all that it has started: from the next step on, and where one
+        waits now, at once. Raises NotFound, and InvalidState if it has ended."""
+
+        def change(c: Connection) -> tuple[Task, ...]:
+            own = tasks.prioritize(c, task_id, priority)
+            below = [child for child in tasks.descendants(c, task_id) if child.state not in ENDED]
+            return own, *(tasks.prioritize(c, child.task_id, priority) for child in below)
+
+        changed = await self._hands.database.write(change)
+        for task in changed:
+            if (run := self._runs.get(task.task_id)) is not None:
+                run.agent.priority = priority
+                self._hands.pool.prioritize(task.task_id, priority)
+        return changed[0]
 
     async def end_session(self, session_id: str) -> None:
         """Cancels what runs in the session and lets go of what it holds."""
@@ -251,7 +363,12 @@ class Runner:
                     logger.exception("a bug in a task", extra={"task_id": task.task_id})
                     await run.agent.end("failed", InternalError("a bug; its traceback is in the log"))
             if run.cancelled and not run.agent.is_over:
-                await run.agent.end("cancelled", Cancelled("the task was cancelled"))
+                below = await self._end_children(task)
+                await run.agent.end("cancelled", _cancelled(below))
+            if run.agent.is_over:
+                if not run.agent.is_completed:
+                    await self._end_children(task)
+                await self._close(task)
         except AiosError:
             logger.exception("the end of a task could not be kept", extra={"task_id": task.task_id})
         finally:
@@ -266,6 +383,12 @@ async def open_runner(hands: Hands) -> AsyncIterator[Runner]:
     async with anyio.create_task_group() as running:
         yield Runner(hands, running)
         running.cancel_scope.cancel()
+
+
+def _cancelled(below: Sequence[Task]) -> Cancelled:
+    numbers = [task.number for task in below]
+    names = f", and with it {', '.join(f'task {n}' for n in numbers)}" if numbers else ""
+    return Cancelled(f"the task was cancelled{names}", ended_tasks=numbers)
 
 
 def _check(params: SessionRun) -> None:

@@ -34,7 +34,7 @@ from aiosd.records import Session, Tool, ToolResult
 from aiosd.tools import limits, policy
 from aiosd.tools.egress import Egress
 from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles, Walls
-from aiosd.tools.kernel import KernelTool
+from aiosd.tools.kernel import Caller, KernelTool
 from aiosd.tools.policy import Verdict
 from aiosd.tools.subjects import PATHS, Place, Subject, Unclear, subjects
 from aiosd.tools.wire import Call, Description, Problem
@@ -109,6 +109,10 @@ class Registry:
         self._describing = anyio.Lock()
         self._buckets: dict[tuple[str, str], limits.Bucket] = {}
 
+    def add(self, kernel: Mapping[str, KernelTool]) -> None:
+        """More tools of the daemon's own, before anybody has asked for one."""
+        self._kernel |= {entry.tool.name: entry for entry in kernel.values()}
+
     async def list(self) -> tuple[Tool, ...]:
         """Every tool, by name. Asks a host whenever the user's files have changed; raises ToolFailed where none starts."""
         tools, _ = await self._described()
@@ -170,8 +174,10 @@ class Registry:
         by: Literal["owner", "model"] = "model",
         task_id: str | None = None,
         approved: Ruling | None = None,
+        call: str | None = None,
     ) -> ToolResult:
-        """What the tool gave; where the tool itself raised, a result with `is_error`. Cancelling kills the call.
+        """What the tool gave; where the tool itself raised, a result with `is_error`. Cancelling kills the call. `task_id`
+        and `call` are those of a Caller.
 
         What asks needs to be `approved`, unless it is the owner who calls. Raises NotFound, PermissionDenied,
         RateLimited, InvalidParams (which costs no rate), DeadlineExceeded, ToolFailed, Overloaded, InvalidState.
@@ -198,7 +204,7 @@ class Registry:
             raise PermissionDenied(refused, hint=f"aiosctl tool explain {session.session_id[:8]} {name}")
         status = "cancelled"
         try:
-            result = await self._call(session, ruling.tool, arguments, timeout_s)
+            result = await self._call(Caller(session, task_id, call), ruling.tool, arguments, timeout_s)
             status = "failed" if result.is_error else "completed"
             return self._audit.secrets.masked(result)
         except AiosError as exc:
@@ -211,23 +217,24 @@ class Registry:
     # --- calls -----------------------------------------------------------------------------------------
 
     async def _call(
-        self, session: Session, tool: Tool, arguments: Mapping[str, Any], timeout_s: float
+        self, caller: Caller, tool: Tool, arguments: Mapping[str, Any], timeout_s: float
     ) -> ToolResult:
         _, files = await self._described()
+        session = caller.session
         self._take(session.user_id, tool)
         try:
             if tool.name in self._kernel:
-                return await self._call_kernel(self._kernel[tool.name], session, arguments, timeout_s)
+                return await self._call_kernel(self._kernel[tool.name], caller, arguments, timeout_s)
             return await self._call_host(session, files, tool, arguments, timeout_s)
         except InvalidParams:
             self._give_back(session.user_id, tool)
             raise
 
     async def _call_kernel(
-        self, entry: KernelTool, session: Session, arguments: Mapping[str, Any], timeout_s: float
+        self, entry: KernelTool, caller: Caller, arguments: Mapping[str, Any], timeout_s: float
     ) -> ToolResult:
-        with anyio.move_on_after(timeout_s):
-            return await entry.handler(session, dict(arguments))
+        with anyio.move_on_after(None if entry.patient else timeout_s):
+            return await entry.handler(caller, dict(arguments))
         raise DeadlineExceeded(f"tool `{entry.tool.name}` did not answer within {timeout_s:g} s")
 
     async def _call_host(
