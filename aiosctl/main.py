@@ -57,6 +57,7 @@ COMMANDS = {
         "Print what makes a shell complete verbs, options, ids and names.",
     ),
     "trace": ("trace:trace", "Show where a task's time went: queue, load, recall, model, tools."),
+    "metrics": ("system:metrics", "Print what the daemon has counted, as Prometheus reads it."),
     "reload": ("system:reload", "Read the config again."),
     "service": ("service:app", "The daemon as a systemd user service."),
 }

@@ -6,7 +6,16 @@ import typer
 
 from aiosctl import render
 from aiosctl.verb import answer, connect
-from aiosd.protocol.system import Info, Pong, Reloaded, SystemInfo, SystemPing, SystemReload
+from aiosd.protocol.system import (
+    Info,
+    Metrics,
+    Pong,
+    Reloaded,
+    SystemInfo,
+    SystemMetrics,
+    SystemPing,
+    SystemReload,
+)
 
 PING_S = 5.0
 
@@ -67,3 +76,18 @@ def reload(ctx: typer.Context) -> None:
 
     with connect(ctx) as client:
         answer(ctx, client, SystemReload(), text)
+
+
+def metrics(ctx: typer.Context) -> None:
+    """Print what the daemon has counted, as Prometheus reads it.
+
+    \b
+    aiosctl metrics | grep aiosd_queue
+    aiosctl metrics > /var/lib/node_exporter/aiosd.prom
+    """
+
+    def text(found: Metrics) -> None:
+        render.out(found.text, end="")
+
+    with connect(ctx) as client:
+        answer(ctx, client, SystemMetrics(), text)

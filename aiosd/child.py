@@ -23,7 +23,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from aiosd import framing
+from aiosd import framing, tally
 from aiosd.errors import AiosError, DeadlineExceeded, InvalidParams, from_wire
 
 GRACE_S = 2.0
@@ -206,6 +206,7 @@ class Child:
         except OSError as exc:
             self._count_failure(str(exc))
             raise ChildDied(f"{self.name} does not start: {exc}") from exc
+        tally.CHILD_STARTS.add(tally.kind(self.name))
         logger.info("child started", extra={"child": self.name, "pid": process.pid})
         self._life = life = _Life(self.name, process, self._cause)
         self._tasks.start_soon(self._live, life, name=f"{self.name} {process.pid}")
@@ -226,6 +227,7 @@ class Child:
             life.ended.set()
 
     def _count_failure(self, why: str) -> None:
+        tally.CHILD_FAILURES.add(tally.kind(self.name))
         self._failures += 1
         self._last_failure = why
         self._not_before = anyio.current_time() + backoff_s(self._failures)

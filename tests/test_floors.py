@@ -32,11 +32,11 @@ FLOORS: list[set[str]] = [
         "tasks.steps",
         "tasks.trace",
     },
-    {"state", "secrets", "child", "stdio", "events", "telemetry", "systemd"},
+    {"state", "secrets", "child", "stdio", "events", "telemetry", "systemd", "tally"},
     {"audit"},
     {"models", "memory", "tools"},
     {"tasks"},
-    {"server", "discover"},
+    {"server", "discover", "metrics"},
     {"methods"},
     {"daemon", "reload", "__main__"},
 ]
@@ -54,6 +54,7 @@ ONE_HOME = {
     "jsonrpcserver": "server",
     "oslash": "server",
     "platformdirs": "paths",
+    "prometheus_client": "metrics",
 }
 """Where each vendor's package, and SQL, may be imported."""
 

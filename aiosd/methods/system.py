@@ -6,17 +6,22 @@ import os
 import time
 from typing import Any
 
-from aiosd import server
+import anyio.to_thread
+
+from aiosd import metrics, server
 from aiosd.discover import VERSION, openrpc
 from aiosd.errors import ConfigError, InvalidState
 from aiosd.methods.services import HANDLERS, Services, handles
+from aiosd.metrics import Gauge
 from aiosd.protocol.base import PROTOCOL
 from aiosd.protocol.system import (
     Info,
+    Metrics,
     Pong,
     Reloaded,
     RpcDiscover,
     SystemInfo,
+    SystemMetrics,
     SystemPing,
     SystemReload,
     SystemShutdown,
@@ -48,6 +53,25 @@ async def system_info(services: Services, peer: server.Peer, params: SystemInfo)
         backends=await services.pool.names(),
         problems=tuple(str(problem) for problem in await services.registry.problems()),
     )
+
+
+@handles(SystemMetrics)
+async def system_metrics(services: Services, peer: server.Peer, params: SystemMetrics) -> Metrics:
+    rows = await services.database.read(counts)
+    queues = services.pool.queues()
+    gauges = [
+        Gauge("aiosd_info", "The daemon's version.", ("version",), [((VERSION,), 1.0)]),
+        Gauge("aiosd_uptime_seconds", "Since it began.", (), [((), time.monotonic() - services.started)]),
+        Gauge("aiosd_open_tasks", "Tasks that are at work.", (), [((), float(services.runner.open))]),
+        Gauge("aiosd_rows", "What the ledger holds.", ("noun",), [((n,), float(c)) for n, c in rows.items()]),
+        Gauge(
+            "aiosd_slots_used", "Requests at work.", ("backend",), [((n,), q[0]) for n, q in queues.items()]
+        ),
+        Gauge(
+            "aiosd_queue_length", "Requests waiting.", ("backend",), [((n,), q[1]) for n, q in queues.items()]
+        ),
+    ]
+    return Metrics(text=await anyio.to_thread.run_sync(metrics.text, gauges))
 
 
 @handles(SystemReload)

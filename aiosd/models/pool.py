@@ -13,6 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from aiosd import config as configs
+from aiosd import tally
 from aiosd.config import EXTRACTIVE, TIERS
 from aiosd.errors import BudgetExhausted, NoModelFits
 from aiosd.models import ollama, router
@@ -80,8 +81,15 @@ class Pool:
         never joined, and `data` has the text so far. NotFound, InvalidParams; BudgetExhausted where no backend
         that costs less answered.
         """
+        began = self._clock()
         with self._used():
-            return await self._reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
+            reply = await self._reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
+        tally.REPLIES.add(self._clock() - began, reply.backend)
+        tally.WAITS.add(reply.decision.sent_s or 0.0, reply.backend)
+        tally.TOKENS.add(reply.backend, "input", by=reply.usage.input_tokens)
+        tally.TOKENS.add(reply.backend, "output", by=reply.usage.output_tokens)
+        tally.COST.add(reply.backend, by=reply.cost_usd)
+        return reply
 
     async def _reply(
         self,
@@ -134,6 +142,7 @@ class Pool:
             except Moved:
                 continue
             except BackendFailed as exc:
+                tally.FAILURES.add(to.name)
                 logger.info("backend failed", extra={"backend": to.name, "reason": str(exc)})
                 if self._discovery is not None:
                     self._discovery.forget()
@@ -208,6 +217,10 @@ class Pool:
         if self._discovery is not None and (missing := self._discovery.missing) is not None:
             infos.insert(0, _absent(missing, self._discovery.url))
         return tuple(infos)
+
+    def queues(self) -> dict[str, tuple[int, int]]:
+        """By backend: requests at work, and requests that wait for a slot."""
+        return {name: self._slots.counts(name) for name in {**self._fixed, **self._found}}
 
     async def idle(self) -> None:
         """Returns once no reply is on its way."""

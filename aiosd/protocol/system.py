@@ -43,6 +43,18 @@ class SystemInfo(Params[Info], frozen=True, kw_only=True):
     returns = Info
 
 
+class Metrics(Record, frozen=True, kw_only=True):
+    text: str
+    """Prometheus's text exposition format 0.0.4."""
+
+
+class SystemMetrics(Params[Metrics], frozen=True, kw_only=True):
+    """What was counted since the start: methods, backends, queues, tools, caches and children."""
+
+    method = "system.metrics"
+    returns = Metrics
+
+
 class Reloaded(Record, frozen=True, kw_only=True):
     changed: tuple[str, ...]
     """Keys of the config that are in force now."""

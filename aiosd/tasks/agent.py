@@ -108,9 +108,13 @@ class Agent:
         """Tools whose calls do no harm when made again."""
 
     @property
+    def state(self) -> TaskState:
+        """As the journal has it."""
+        return next((e.state for e in reversed(self._journal) if isinstance(e, StateEvent)), "queued")
+
+    @property
     def is_over(self) -> bool:
-        last = self._journal[-1] if self._journal else None
-        return isinstance(last, StateEvent) and last.state in ENDED
+        return self.state in ENDED
 
     @property
     def is_completed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from uuid import uuid4
 import anyio
 from anyio.abc import TaskGroup
 
-from aiosd import telemetry
+from aiosd import tally, telemetry
 from aiosd.errors import (
     AiosError,
     Cancelled,
@@ -353,6 +354,7 @@ class Runner:
         self._running.start_soon(self._work, run, task, name=f"task {task.number}")
 
     async def _work(self, run: Run, task: Task) -> None:
+        began = time.monotonic()
         try:
             with run.scope, telemetry.about(task_id=task.task_id, session_id=task.session_id):
                 try:
@@ -372,6 +374,7 @@ class Runner:
         except AiosError:
             logger.exception("the end of a task could not be kept", extra={"task_id": task.task_id})
         finally:
+            tally.TASKS.add(time.monotonic() - began, run.agent.state)
             del self._runs[task.task_id]
             run.ended.set()
 

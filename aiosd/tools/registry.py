@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from aiosd import tally
 from aiosd.audit import Audit
 from aiosd.child import ChildDied, open_child
 from aiosd.errors import (
@@ -202,7 +204,7 @@ class Registry:
         )
         if refused:
             raise PermissionDenied(refused, hint=f"aiosctl tool explain {session.session_id[:8]} {name}")
-        status = "cancelled"
+        status, began = "cancelled", time.monotonic()
         try:
             result = await self._call(Caller(session, task_id, call), ruling.tool, arguments, timeout_s)
             status = "failed" if result.is_error else "completed"
@@ -211,6 +213,7 @@ class Registry:
             status = f"refused: {type(exc).__name__}"
             raise
         finally:
+            tally.TOOL_CALLS.add(time.monotonic() - began, name, status)
             with anyio.move_on_after(KEEP_S, shield=True):
                 await self._audit.record("result", name, **ids, status=status, arguments_sha256=digest)
 
