@@ -35,6 +35,7 @@ from aiosd.state.database import open_database
 from aiosd.systemd import notify, passed_socket, watchdog_s
 from aiosd.tasks.agent import Hands
 from aiosd.tasks.budget import open_budget
+from aiosd.tasks.consolidation import open_consolidation
 from aiosd.tasks.recollection import memory_tools
 from aiosd.tasks.runner import open_runner
 from aiosd.tasks.spawning import spawn_tools
@@ -83,6 +84,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 lambda new: open_pool(new, environ, database=database),
                 lambda new, pool: apply(new, pool),
             ) as reload,
+            open_consolidation(database, memory, reload.pool) as consolidation,
         ):
             broker = Broker()
             budget = await open_budget(database, config.budget.day_usd, lambda: datetime.now(UTC))
@@ -94,6 +96,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 pool=reload.pool,
                 budget=budget,
                 agents=config.agents,
+                consolidation=consolidation,
             )
             async with open_runner(hands) as runner:
                 registry.add(spawn_tools(runner))
@@ -106,6 +109,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                     registry=registry,
                     pool=reload.pool,
                     budget=budget,
+                    consolidation=consolidation,
                     runner=runner,
                     reload=reload,
                     stop=stop,
@@ -113,8 +117,8 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 )
 
                 def apply(new: Config, pool: Pool) -> None:
-                    hands.pool = services.pool = pool
                     hands.agents = new.agents
+                    hands.pool = services.pool = consolidation.pool = pool
                     budget.config_usd = new.budget.day_usd
                     services.config = new
 

@@ -23,6 +23,7 @@ from aiosd.state import sessions
 from aiosd.state.database import Database
 from aiosd.state.memories import Scope
 from aiosd.tasks.budget import Budget
+from aiosd.tasks.consolidation import Consolidation
 from aiosd.tasks.runner import Runner
 from aiosd.tools.registry import Registry
 
@@ -38,6 +39,7 @@ class Services(msgspec.Struct):
     registry: Registry
     pool: Pool
     budget: Budget
+    consolidation: Consolidation
     runner: Runner
     reload: Callable[[], Awaitable[Reloaded]]
     stop: anyio.Event

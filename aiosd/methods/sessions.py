@@ -49,6 +49,7 @@ async def session_get(services: Services, peer: server.Peer, params: SessionGet)
 async def session_close(services: Services, peer: server.Peer, params: SessionClose) -> Session:
     await services.database.write(lambda c: sessions.close(c, params.session_id))
     await services.runner.end_session(params.session_id)
+    await services.consolidation.settled()
     return await session_of(services, params.session_id)
 
 

@@ -67,6 +67,16 @@ def made_in(c: Connection, task_id: str) -> tuple[str, ...]:
     return tuple(row[0] for row in rows)
 
 
+def memories_of_runs(c: Connection, task_ids: Sequence[str]) -> list[Memory]:
+    """What each of these runs left as a memory of itself; of one that was forgotten, nothing."""
+    rows = c.execute(
+        "SELECT memory_id FROM lineage JOIN memories USING (memory_id) WHERE kind = 'task' AND source = origin"
+        " AND origin IN (SELECT value FROM json_each(?)) ORDER BY seq",
+        (_json([of_task(task_id) for task_id in task_ids]),),
+    ).fetchall()
+    return memories.texts(c, [row[0] for row in rows])
+
+
 def are_there(c: Connection, ids: Collection[str]) -> bool:
     """Whether none of these has been forgotten."""
     (count,) = c.execute(

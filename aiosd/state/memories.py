@@ -104,12 +104,23 @@ def page(
 
 
 def notes(c: Connection, scope: Scope, limit: int) -> tuple[Memory, ...]:
-    """The last by `created_at`, the newest first, of what was given to remember: all but completed runs."""
+    """The last by `created_at`, the newest first, of what was given to remember: no completed runs, no summaries."""
     inside, values = _inside(scope)
     rows = c.execute(
-        f"SELECT {_COLUMNS} FROM memories WHERE {inside} AND kind <> 'task'"
+        f"SELECT {_COLUMNS} FROM memories WHERE {inside} AND kind <> 'task' AND kind <> 'summary'"
         " ORDER BY created_at DESC, seq DESC LIMIT ?",
         (*values, limit),
+    )
+    return tuple(map(_memory, rows))
+
+
+def summaries(c: Connection, scope: Scope, before: datetime, limit: int) -> tuple[Memory, ...]:
+    """The last by `created_at`, the newest first, of what was told before this time."""
+    inside, values = _inside(scope)
+    rows = c.execute(
+        f"SELECT {_COLUMNS} FROM memories WHERE {inside} AND kind <> 'task' AND kind = 'summary' AND created_at < ?"
+        " ORDER BY created_at DESC, seq DESC LIMIT ?",
+        (*values, micros(before), limit),
     )
     return tuple(map(_memory, rows))
 

@@ -8,15 +8,18 @@ from typing import Any
 import msgspec
 
 from aiosd.errors import NotFound
-from aiosd.records import Session, SessionState, Turn
+from aiosd.records import Memory, Session, SessionState, Turn
 from aiosd.state.columns import MAX_PAGE, Integer, cut, known, micros, moment, place, within
 from aiosd.state.database import Connection
-from aiosd.state.memories import Scope, notes
+from aiosd.state.memories import Scope, notes, summaries
 
 _COLUMNS = (
     "session_id, user_id, title, agent, permissions, privacy, priority, max_usd, workspace, write, state,"
     " created_at, used_at"
 )
+SUMMARIES = 3
+"""Of what was said before the turns that are shown."""
+
 _permissions = msgspec.json.Decoder(tuple[str, ...])
 
 
@@ -155,9 +158,51 @@ def add_turn(c: Connection, session_id: str, turn: Turn) -> None:
     )
 
 
+class Unsettled(msgspec.Struct, frozen=True):
+    """A session with turns that are no part of long-term memory yet."""
+
+    session_id: str
+    closed: bool
+    used_at: datetime
+    turns: int
+
+
+def unsettled(c: Connection) -> tuple[Unsettled, ...]:
+    """The one used longest ago first."""
+    rows = c.execute(
+        "SELECT s.session_id, s.state = 'closed', s.used_at, count(*) FROM sessions AS s"
+        " JOIN turns AS t ON t.session_id = s.session_id AND t.turn_id > s.consolidated"
+        " GROUP BY s.session_id ORDER BY s.used_at"
+    )
+    return tuple(Unsettled(id, bool(closed), moment(used_at), n) for id, closed, used_at, n in rows)
+
+
+def next_turns(c: Connection, session_id: str, n: int) -> list[tuple[int, Turn]]:
+    """The oldest `n` of them, by their number."""
+    rows = c.execute(
+        "SELECT turn_id, role, content, t.created_at, task_id, t.privacy FROM turns AS t"
+        " JOIN sessions AS s USING (session_id) WHERE session_id = ? AND turn_id > s.consolidated"
+        " ORDER BY turn_id LIMIT ?",
+        (session_id, n),
+    )
+    return [
+        (
+            id,
+            Turn(role=role, content=content, created_at=moment(created_at), task_id=task_id, privacy=privacy),
+        )
+        for id, role, content, created_at, task_id, privacy in rows
+    ]
+
+
+def settle(c: Connection, session_id: str, turn_id: int) -> None:
+    """Notes that the turns up to this one are a part of long-term memory."""
+    c.execute("UPDATE sessions SET consolidated = ? WHERE session_id = ?", (turn_id, session_id))
+
+
 def turns(c: Connection, session_id: str, last_n: int) -> tuple[Turn, ...]:
     """The session's working memory: what was said in it and what it was given to remember, the last ones by
-    their time, the oldest first; at most 1000.
+    their time, the oldest first; at most 1000. Where there is more, what summarizes the turns before them takes the
+    place of some.
 
     Notes are the session's memories themselves, so one that is forgotten is gone here too. Raises NotFound.
     """
@@ -171,19 +216,24 @@ def turns(c: Connection, session_id: str, last_n: int) -> tuple[Turn, ...]:
             (session_id, limit),
         )
     ]
-    noted = [
-        Turn(
-            role="note",
-            content=memory.content,
-            created_at=memory.created_at,
-            task_id=None,
-            privacy=memory.privacy,
-        )
-        for memory in notes(c, Scope(session.user_id, session_id), limit)
-    ]
+    scope = Scope(session.user_id, session_id)
+    noted = [_note(memory) for memory in notes(c, scope, limit)]
     # Both are the newest first, and sorting is stable: turned round, turns of one time stay as they were added.
     latest = sorted([*noted, *said], key=lambda turn: turn.created_at, reverse=True)[:limit]
+    if len(latest) == limit and (room := min(SUMMARIES, limit // 4)):
+        told = [_note(memory) for memory in summaries(c, scope, latest[-1].created_at, room)]
+        latest = latest[: limit - len(told)] + told
     return tuple(reversed(latest))
+
+
+def _note(memory: Memory) -> Turn:
+    return Turn(
+        role="note",
+        content=memory.content,
+        created_at=memory.created_at,
+        task_id=None,
+        privacy=memory.privacy,
+    )
 
 
 def _changed(rowcount: int, session_id: str) -> None:

@@ -47,6 +47,7 @@ from aiosd.state.database import Connection, Database
 from aiosd.state.memories import add as add_memories
 from aiosd.tasks import context, steps
 from aiosd.tasks.budget import Budget
+from aiosd.tasks.consolidation import Consolidation
 from aiosd.tasks.recollection import ACTING, Acting
 from aiosd.tools.registry import Registry
 
@@ -78,6 +79,7 @@ class Hands(msgspec.Struct):
     budget: Budget
     agents: Mapping[str, config.Agent]
     """By name."""
+    consolidation: Consolidation
 
 
 class Agent:
@@ -361,6 +363,7 @@ class Agent:
 
         await self._record(self._new(StateEvent, state="completed"), also=keep)
         await self._hands.memory.index([memory])
+        self._hands.consolidation.wake()
 
     async def end(self, state: TaskState, exc: AiosError) -> None:
         """Keeps that the task failed or was cancelled, with what there was."""
