@@ -51,6 +51,11 @@ COMMANDS = {
     "agent": ("agent:app", "Agents: named ways of working, from the config."),
     "ping": ("system:ping", "Ask the daemon whether it is there."),
     "status": ("system:status", "Show what runs, where it keeps things, and how much there is."),
+    "doctor": (
+        "doctor:doctor",
+        "Look at all that aiosd needs, and give the line that mends what is wrong.",
+    ),
+    "config": ("config:app", "Config: which models, tools and limits there are."),
     "logs": ("jobs:logs", "Print the daemon's log: its file, or systemd's journal where that keeps it."),
     "completion": (
         "completion:completion",

@@ -46,9 +46,9 @@ def connect(*, option: str | None, may_start: bool, quiet: bool, trace: bool) ->
     if not option and (elsewhere := _socket_of_data()) and (client := _answering(elsewhere, trace)):
         return client
     if option:
-        raise NoDaemon(f"no daemon answers on {path}", hint=f"aiosd --socket {shlex.quote(str(path))}")
+        raise NoDaemon(f"no daemon answers on {path}", hint=f"aiosd --socket {shlex.quote(str(path))} &")
     if not may_start:
-        hint = f"systemctl --user start {UNIT}" if _has_unit(path, os.environ) else "aiosd"
+        hint = f"systemctl --user start {UNIT}" if _has_unit(path, os.environ) else "aiosctl ping"
         raise NoDaemon(f"no daemon answers on {path}", hint=hint)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,7 +58,10 @@ def connect(*, option: str | None, may_start: bool, quiet: bool, trace: bool) ->
                 return client
             started = _start_unit() if _has_unit(path, os.environ) else _spawn(path, paths(), os.environ)
     except OSError as exc:
-        raise NoDaemon(f"could not start aiosd: {exc.strerror}: {exc.filename or path}") from exc
+        where_it_failed = exc.filename or path
+        raise NoDaemon(
+            f"could not start aiosd: {exc.strerror}: {where_it_failed}", hint="aiosctl doctor --fix"
+        ) from exc
     if started and not quiet:
         render.notice(f"started {started}")
     if client := _answering(path, trace):
@@ -87,7 +90,9 @@ def _answering(path: Path, trace: bool) -> Client | None:
     except TimeoutError:
         raise NoDaemon(f"the daemon on {path} takes no connections") from None
     except OSError as exc:
-        raise NoDaemon(f"{path} cannot be a socket: {exc.strerror or exc}") from None
+        raise NoDaemon(
+            f"{path} cannot be a socket: {exc.strerror or exc}", hint="aiosctl doctor --fix"
+        ) from None
 
 
 @contextmanager
@@ -148,6 +153,8 @@ def _spawn(path: Path, where: Paths, environ: Mapping[str, str]) -> str | None:
     None when it ended because another one answers by now. Raises NoDaemon, OSError.
     """
     where.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    from aiosctl.config import last_error  # late: only for starting
+
     log = os.open(where.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         os.fchmod(log, 0o600)  # an older one may have been made by `aiosd 2> log`
@@ -171,8 +178,13 @@ def _spawn(path: Path, where: Paths, environ: Mapping[str, str]) -> str | None:
         return f"aiosd (pid {child.pid}, log {where.log})"
     if _exists(path):
         return None
-    lines = "".join(f"\n  {line}" for line in _last_lines(where.log, log_start))
-    raise NoDaemon(f"aiosd ended with {status} while it started; log {where.log}:{lines}", hint="aiosd")
+    said = _since(where.log, log_start)
+    if told := last_error(said):
+        raise NoDaemon(f"aiosd did not start: {told}", hint=told.hint or "aiosctl doctor --fix")
+    lines = "".join(f"\n  {line}" for line in said.splitlines()[-LOG_LINES:])
+    raise NoDaemon(
+        f"aiosd ended with {status} while it started; log {where.log}:{lines}", hint="aiosctl doctor --fix"
+    )
 
 
 def _until_ready(child: subprocess.Popen[bytes], notify: socket.socket) -> int | None:
@@ -233,7 +245,7 @@ def _exists(path: Path) -> bool:
     return False
 
 
-def _last_lines(log: Path, start: int) -> list[str]:
+def _since(log: Path, start: int) -> str:
     with log.open("rb") as file:
         file.seek(start)
-        return file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+        return file.read().decode(errors="replace")

@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 
+import msgspec
+
 from aiosd import config, telemetry
 from aiosd.errors import AiosError
 from aiosd.paths import paths, socket_path
@@ -17,11 +19,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="aiosd", description="The aiosd daemon. aiosctl talks to it.")
     parser.add_argument("--socket", metavar="PATH", help="where to listen (default: as aiosctl looks for it)")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--check-config", action="store_true", help="print the config as it holds, and end")
     options = parser.parse_args()
     telemetry.log_to(sys.stderr, options.log_level.upper(), os.environ)
     faulthandler.enable()  # where every thread stands when a watchdog ends us by SIGABRT
     try:
-        _run(options.socket)
+        if options.check_config:
+            sys.stdout.write(msgspec.json.encode(config.load(paths().config)).decode() + "\n")
+        else:
+            _run(options.socket)
     except AiosError as exc:
         logging.getLogger("aiosd").error("%s", exc, extra={"hint": exc.hint} if exc.hint else {})
         sys.exit(exc.exit_status)

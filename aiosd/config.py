@@ -20,6 +20,9 @@ TIERS: tuple[Tier, ...] = ("fast", "balanced", "capable")
 EXTRACTIVE = "extractive"
 """The backend that is always there and that no section needs to declare."""
 
+MEND = "aiosctl doctor --fix"
+"""It comments out what is wrong, and keeps the file as it was."""
+
 SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 """Of an MCP server. Its tools are called NAME__TOOL, of which models take 64 characters."""
 
@@ -131,15 +134,15 @@ def load(path: Path) -> Config:
     except FileNotFoundError:
         return Config()
     except OSError as exc:
-        raise ConfigError(f"{path}: {exc.strerror}") from None
+        raise ConfigError(f"{path}: {exc.strerror}", hint=MEND) from None
     try:
         table = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: not TOML: {exc}") from None
+        raise ConfigError(f"{path}: not TOML: {exc}", hint=MEND) from None
     try:
         return _config(table, path.parent)
     except _Wrong as exc:
-        raise ConfigError(f"{path}: {exc}", hint=f'"${{EDITOR:-vi}}" {path}') from None
+        raise ConfigError(f"{path}: {exc}", hint=MEND) from None
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:

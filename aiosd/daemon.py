@@ -205,9 +205,10 @@ def _lock(path: Path, socket_path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = " on ".join(file.read().split("\n", 1)).strip() or "unknown"
+            pid, _, elsewhere = file.read().strip().partition("\n")
             raise AlreadyRunning(
-                f"another aiosd has {path.parent}: process {holder}", hint="aiosctl ping"
+                f"another aiosd has {path.parent}: process {pid or 'unknown'} on {elsewhere or 'no socket'}",
+                hint=f"kill {pid}" if pid else "aiosctl ping",
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n{socket_path}\n")

@@ -437,9 +437,23 @@ def test_all_verbs_are_there() -> None:
         "memory": ("recall", "remember", "list", "show", "forget"),
         "model": ("list", "route", "infer", "setup", "pull", "key"),
         "agent": ("list",),
+        "config": ("path", "show", "check", "edit"),
     }
     verbs = {f"aiosctl {noun} {verb}" for noun, verbs in nouns.items() for verb in verbs}
-    alone = ("run", "ps", "attach", "wait", "kill", "why", "stats", "ping", "status", "logs", "completion")
+    alone = (
+        "run",
+        "ps",
+        "attach",
+        "wait",
+        "kill",
+        "why",
+        "stats",
+        "ping",
+        "status",
+        "logs",
+        "completion",
+        "doctor",
+    )
     assert verbs | {f"aiosctl {verb}" for verb in alone} <= set(VERBS)
 
 
