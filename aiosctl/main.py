@@ -61,7 +61,10 @@ COMMANDS = {
         "completion:completion",
         "Print what makes a shell complete verbs, options, ids and names.",
     ),
-    "trace": ("trace:trace", "Show where a task's time went: queue, load, recall, model, tools."),
+    "trace": (
+        "trace:trace",
+        "Show where a task's time went: recall, queue, load, model, tools, with tokens and money.",
+    ),
     "metrics": ("system:metrics", "Print what the daemon has counted, as Prometheus reads it."),
     "reload": ("system:reload", "Read the config again."),
     "service": ("service:app", "The daemon as a systemd user service."),

@@ -154,7 +154,7 @@ def test_a_daemon_that_ends_while_it_starts_shows_its_last_words(
     said = done.stderr.splitlines()
     assert said[0].startswith("aiosctl: aiosd ended with 3 while it started")
     assert [line.strip() for line in said[1:-1]] == [f"line {n}" for n in range(first, lines + 1)]
-    assert said[-1] == "  try: aiosd"
+    assert said[-1] == "  try: aiosctl doctor --fix"
     assert home.log.stat().st_mode & 0o777 == 0o600
 
 
