@@ -48,6 +48,7 @@ COMMANDS = {
     "tool": ("tool:app", "Tools: what models may call."),
     "model": ("model:app", "Models: the backends that answer."),
     "budget": ("budget:app", "Budget: what models may cost, and what they did."),
+    "mcp": ("mcp:app", "MCP servers, whose tools sessions may use."),
     "agent": ("agent:app", "Agents: named ways of working, from the config."),
     "ping": ("system:ping", "Ask the daemon whether it is there."),
     "status": ("system:status", "Show what runs, where it keeps things, and how much there is."),

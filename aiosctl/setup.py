@@ -112,7 +112,7 @@ def key(
     if not secret or len(secret.split()) > 1:
         raise InvalidParams("the key is expected on standard input, one word of text; nothing was written")
     file = paths().config_dir / "keys" / name
-    _replace(file, secret.encode() + b"\n")
+    replace(file, secret.encode() + b"\n")
     line = f"key_file = {_quoted(str(file))}"
     if globals_of(ctx).json:
         render.document(msgspec.json.encode({"key_file": str(file)}))
@@ -236,7 +236,7 @@ def _create(path: Path, raw: bytes) -> None:
         raise InvalidState(f"{path} is there already and stays as it is") from None
 
 
-def _replace(path: Path, raw: bytes) -> None:
+def replace(path: Path, raw: bytes) -> None:
     """All of it or nothing, 0600 from the first moment."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd, made = tempfile.mkstemp(dir=path.parent)

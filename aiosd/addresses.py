@@ -1,7 +1,8 @@
-"""Where model servers are on this machine, as their own environment variables say it."""
+"""Where servers are on this machine: whether an address is here, and what their own environment variables say."""
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from aiosd.errors import ConfigError
@@ -29,3 +30,11 @@ def ollama(host: str) -> str:
     if port is None:
         port = OLLAMA_PORT if "://" not in text else 443 if parts.scheme == "https" else 80
     return f"{parts.scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path.rstrip('/')}"
+
+
+def is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -6,13 +6,13 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
+from aiosd.addresses import is_loopback
 from aiosd.errors import ConfigError
 from aiosd.records import Tier
 
@@ -59,11 +59,7 @@ class Backend(Section, frozen=True, kw_only=True):
         """Loopback is local, and so is what has no address. A model's own name may still say it is remote."""
         if self.local is not None:
             return self.local
-        host = urlsplit(self.url).hostname if self.url else "localhost"
-        try:
-            return ip_address(host or "").is_loopback
-        except ValueError:
-            return host == "localhost"
+        return not self.url or is_loopback(self.url)
 
 
 class Models(Section, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,8 +39,9 @@ from aiosd.tasks.consolidation import open_consolidation
 from aiosd.tasks.recollection import memory_tools
 from aiosd.tasks.runner import open_runner
 from aiosd.tasks.spawning import spawn_tools
-from aiosd.tools.egress import open_egress
+from aiosd.tools.egress import Passage, open_egress
 from aiosd.tools.hosts import Walls
+from aiosd.tools.mcp import open_mcp
 from aiosd.tools.registry import open_registry
 from aiosd.tools.sandbox import Tier
 from aiosd.tools.syscalls import PR_SET_DUMPABLE, prctl
@@ -68,15 +69,24 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     with _lock(paths.lock, socket_path), passed_socket(environ) or _bound(socket_path) as listening:
         async with (
             open_database(paths.database) as database,
+            nullcontext(Audit(database, Secrets(config, environ))) as audit,
             open_memory(database, paths.index, weights_of(config, environ)) as memory,
-            open_egress(paths.run / "egress.sock") as egress,
+            open_egress(paths.run / "egress.sock", lambda passage: _keep_passage(audit, passage)) as egress,
+            open_mcp(
+                config.mcp.servers,
+                database,
+                egress,
+                _walls(config, paths, socket_path, environ),
+                paths.state / "mcp",
+            ) as mcp,
             open_registry(
                 [paths.config_dir / folder for folder in config.tools.paths],
                 lambda session: _workspace(paths, session),
                 memory_tools(memory),
-                Audit(database, Secrets(config, environ)),
+                audit,
                 walls=_walls(config, paths, socket_path, environ),
                 egress=egress,
+                mcp=mcp,
             ) as registry,
             open_reload(
                 paths.config,
@@ -107,6 +117,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                     database=database,
                     memory=memory,
                     registry=registry,
+                    mcp=mcp,
                     pool=reload.pool,
                     budget=budget,
                     consolidation=consolidation,
@@ -121,6 +132,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                     hands.pool = services.pool = consolidation.pool = pool
                     budget.config_usd = new.budget.day_usd
                     services.config = new
+                    mcp.configure(new.mcp.servers)
 
                 recovered = await runner.recover()
                 server = Server(table(services))
@@ -165,6 +177,17 @@ async def _show_life(every_s: float | None) -> None:
     while every_s is not None:
         notify("WATCHDOG=1")
         await anyio.sleep(every_s)
+
+
+async def _keep_passage(audit: Audit, passage: Passage) -> None:
+    await audit.record(
+        "egress",
+        f"{passage.host}:{passage.port}",
+        session_id=passage.session_id,
+        server=passage.server,
+        address=passage.address,
+        refused=passage.refused,
+    )
 
 
 def _walls(config: Config, paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> Walls:

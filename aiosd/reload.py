@@ -17,7 +17,7 @@ from aiosd.protocol.system import Reloaded
 
 logger = logging.getLogger(__name__)
 
-LIVE = ("agents", "budget", "default_permissions", "models")
+LIVE = ("agents", "budget", "default_permissions", "mcp", "models")
 """Sections that are read again. The others belong to processes that were started with them."""
 
 RETIRE_S = 600.0

@@ -43,6 +43,8 @@ FLOORS: list[set[str]] = [
 """Lowest first. A name stands for its package too; the longest that fits a module counts."""
 
 ONE_HOME = {
+    "mcp": "tools.mcp_bridge",
+    "mcp_types": "tools.mcp_bridge",
     "sqlite3": "state",
     "qdrant_edge": "memory.index",
     "onnxruntime": "memory.embedder",

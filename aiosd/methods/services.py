@@ -25,6 +25,7 @@ from aiosd.state.memories import Scope
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.consolidation import Consolidation
 from aiosd.tasks.runner import Runner
+from aiosd.tools.mcp import McpServers
 from aiosd.tools.registry import Registry
 
 
@@ -37,6 +38,7 @@ class Services(msgspec.Struct):
     database: Database
     memory: Memories
     registry: Registry
+    mcp: McpServers
     pool: Pool
     budget: Budget
     consolidation: Consolidation

@@ -153,6 +153,15 @@ CREATE TABLE always (
 );
 """
 
+_MCP = """
+CREATE TABLE mcp_tools (
+    server TEXT NOT NULL,
+    place  INTEGER NOT NULL,
+    tool   TEXT NOT NULL,
+    PRIMARY KEY (server, place)
+) WITHOUT ROWID;
+"""
+
 _SETTINGS = """
 CREATE TABLE settings (
     name  TEXT PRIMARY KEY NOT NULL,
@@ -182,4 +191,5 @@ SCRIPTS: tuple[str, ...] = (
     _AUDIT,
     _SETTINGS,
     _DESCENT,
+    _MCP,
 )

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -40,11 +40,16 @@ PIECE = 64 * 1024
 logger = logging.getLogger(__name__)
 
 
+Who = tuple[str | None, str | None]
+"""A session's id, or the name of an MCP server."""
+
+
 class Passage(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt to reach a host."""
 
-    who: str
-    """The session's id, or an MCP server's name."""
+    session_id: str | None
+    server: str | None
+    """The MCP server that it is of, if it is no session's."""
     host: str
     port: int
     address: str | None
@@ -52,15 +57,12 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     refused: str | None
 
 
-Record = Callable[[Passage], None]
-
-
-def log(passage: Passage) -> None:
-    logger.info("egress", extra=msgspec.structs.asdict(passage))
+Record = Callable[[Passage], Awaitable[None]]
+"""Told of each attempt before anything is connected to, and of a failure after it."""
 
 
 @asynccontextmanager
-async def open_egress(path: Path, record: Record = log) -> AsyncIterator[Egress]:
+async def open_egress(path: Path, record: Record) -> AsyncIterator[Egress]:
     """Listens on `path`; who has connected with a key that is expected gets his way out."""
     with _bound(path) as listening:
         async with anyio.create_task_group() as tasks:
@@ -93,14 +95,16 @@ class Egress:
     def __init__(self, path: Path, record: Record) -> None:
         self.path = path
         self._record = record
-        self._expected: dict[str, tuple[str, tuple[reach.Entry, ...]]] = {}
+        self._expected: dict[str, tuple[Who, tuple[reach.Entry, ...]]] = {}
         """By key."""
 
     @contextmanager
-    def expect(self, who: str, hosts: Sequence[str]) -> Iterator[str]:
-        """A key for what is started to act for `who`; good for as long as the block lasts. Raises ValueError."""
+    def expect(
+        self, hosts: Sequence[str], *, session_id: str | None = None, server: str | None = None
+    ) -> Iterator[str]:
+        """A key for what is started to act for a session or an MCP server; good for as long as the block lasts. Raises ValueError."""
         key = secrets.token_hex(KEY_BYTES)
-        self._expected[key] = who, reach.entries(hosts)
+        self._expected[key] = (session_id, server), reach.entries(hosts)
         try:
             yield key
         finally:
@@ -127,8 +131,8 @@ class Egress:
             if not descriptors:
                 return
             with socket.socket(fileno=descriptors[0]) as made:
-                who, listed = self._expected.get(said.decode(errors="replace"), ("", ()))
-                if not who:
+                who, listed = self._expected.get(said.decode(errors="replace"), (None, ()))
+                if who is None:
                     logger.warning("a way out was asked for with an unknown key")
                     return
                 made.setblocking(False)
@@ -141,7 +145,7 @@ class Egress:
 class _Way:
     """Out of one network."""
 
-    def __init__(self, who: str, listed: tuple[reach.Entry, ...], record: Record) -> None:
+    def __init__(self, who: Who, listed: tuple[reach.Entry, ...], record: Record) -> None:
         self._who = who
         self._listed = listed
         self._record = record
@@ -182,27 +186,37 @@ class _Way:
         """To an address that was checked, and to no other. Raises reach.Refused."""
         host, port = asked.host, asked.port
 
-        def keep(address: str | None = None, refused: str | None = None) -> None:
-            self._record(Passage(who=self._who, host=host, port=port, address=address, refused=refused))
+        async def keep(address: str | None = None, refused: str | None = None) -> None:
+            session_id, server = self._who
+            await self._record(
+                Passage(
+                    session_id=session_id,
+                    server=server,
+                    host=host,
+                    port=port,
+                    address=address,
+                    refused=refused,
+                )
+            )
 
         try:
             reach.check_host(self._listed, host, port)
             addresses = reach.reachable(self._listed, host, port, await _addresses(host, port))
         except reach.Refused as exc:
-            keep(refused=str(exc))
+            await keep(refused=str(exc))
             raise
         why = "it does not answer"
         for address in addresses:
+            await keep(str(address))
             try:
                 with anyio.fail_after(CONNECT_S):
                     upstream = await anyio.connect_tcp(str(address), port)
             except (OSError, TimeoutError) as exc:
                 why = str(exc.__cause__ or exc) or why
             else:
-                keep(str(address))
                 return upstream
         refused = reach.Refused(502, f"{host} cannot be reached: {why}")
-        keep(refused=str(refused))
+        await keep(refused=str(refused))
         raise refused
 
 

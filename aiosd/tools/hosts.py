@@ -197,7 +197,7 @@ class Hosts:
         if self._egress is None or not hosts:
             yield None
             return
-        with self._egress.expect(session.session_id, hosts) as key:
+        with self._egress.expect(hosts, session_id=session.session_id) as key:
             yield Out(str(self._egress.path), key)
 
 

@@ -37,6 +37,7 @@ from aiosd.tools import limits, policy
 from aiosd.tools.egress import Egress
 from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles, Walls
 from aiosd.tools.kernel import Caller, KernelTool
+from aiosd.tools.mcp import McpServers
 from aiosd.tools.policy import Verdict
 from aiosd.tools.subjects import PATHS, Place, Subject, Unclear, subjects
 from aiosd.tools.wire import Call, Description, Problem
@@ -76,13 +77,14 @@ async def open_registry(
     walls: Walls = Walls(),  # noqa: B008 - it is frozen
     max_hosts: int = MAX_HOSTS,
     egress: Egress | None = None,
+    mcp: McpServers | None = None,
 ) -> AsyncIterator[Registry]:
     """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder. Without `egress` there is
     no network for any tool."""
     async with anyio.create_task_group() as tasks:
         hosts = Hosts(tasks, workspaces, max_hosts, egress)
         try:
-            yield Registry(folders, workspaces, hosts, kernel, audit, walls)
+            yield Registry(folders, workspaces, hosts, kernel, audit, walls, mcp)
         finally:
             hosts.close()
 
@@ -96,7 +98,9 @@ class Registry:
         kernel: Mapping[str, KernelTool],
         audit: Audit,
         walls: Walls,
+        mcp: McpServers | None,
     ) -> None:
+        self._mcp = mcp
         self._folders = tuple(folders)
         self._workspaces = workspaces
         self._audit = audit
@@ -137,7 +141,7 @@ class Registry:
     async def problems(self) -> tuple[Problem, ...]:
         """The user's files and tools that were passed over, and why."""
         await self._described()
-        return self._problems
+        return (*self._problems, *(self._mcp.problems() if self._mcp else ()))
 
     async def sandbox(self) -> str:
         """The tier of the walls around tools, a sandbox.Tier. Raises ToolFailed where no host starts."""
@@ -226,8 +230,9 @@ class Registry:
         session = caller.session
         self._take(session.user_id, tool)
         try:
-            if tool.name in self._kernel:
-                return await self._call_kernel(self._kernel[tool.name], caller, arguments, timeout_s)
+            entry = self._kernel.get(tool.name) or (self._mcp.tools().get(tool.name) if self._mcp else None)
+            if entry is not None:
+                return await self._call_kernel(entry, caller, arguments, timeout_s)
             return await self._call_host(session, files, tool, arguments, timeout_s)
         except InvalidParams:
             self._give_back(session.user_id, tool)
@@ -300,7 +305,11 @@ class Registry:
                         description = await _ask(files)
                     self._learn(description)
                     self._files = files
-        return self._tools, self._files
+        if self._mcp is None:
+            return self._tools, self._files
+        await self._mcp.meet()
+        others = {name: entry.tool for name, entry in self._mcp.tools().items()}
+        return others | self._tools, self._files
 
     def _learn(self, description: Description) -> None:
         tools = {tool.name: tool for tool in description.tools}

@@ -11,7 +11,6 @@ import resource
 import site
 import socket
 import sys
-from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 
@@ -135,6 +134,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     only: tuple[str, ...] | None = None
     """The files that are loaded of these folders; None for all."""
     searxng_url: str | None = None
+    memory: int = MAX_MEMORY
+    """Bytes of address space of one process."""
     out: Out | None = None
     """Without one there is no network."""
     tiers: tuple[Tier, ...] = tuple(Tier)
@@ -155,18 +156,19 @@ def build(plan: Plan) -> Walls:
     why = []
     if {Tier.NAMESPACES, Tier.WITHOUT_LANDLOCK} & set(plan.tiers):
         try:
-            return _with_namespaces(room, plan.tiers, plan.out)
+            return _with_namespaces(room, plan)
         except (Impossible, OSError) as exc:
             why.append(f"namespaces: {exc}")
     if Tier.LANDLOCK in plan.tiers:
         try:
-            return _with_landlock(room, "; ".join(why))
+            return _with_landlock(room, plan.memory, "; ".join(why))
         except (Impossible, OSError) as exc:
             why.append(f"Landlock: {exc}")
     return Walls(Tier.NONE, "; ".join(why) or "not tried")
 
 
-def _with_namespaces(room: Room, tiers: Collection[Tier], out: Out | None) -> Walls:
+def _with_namespaces(room: Room, plan: Plan) -> Walls:
+    tiers, out = plan.tiers, plan.out
     abi = landlock.abi() if Tier.NAMESPACES in tiers else 0
     if not abi and Tier.WITHOUT_LANDLOCK not in tiers:
         raise Impossible("the kernel has no Landlock")
@@ -183,7 +185,7 @@ def _with_namespaces(room: Room, tiers: Collection[Tier], out: Out | None) -> Wa
             write = [*room.write, Path("/tmp"), *map(Path, DEVICES)]
             ruleset = landlock.ruleset(abi, read=[Path("/")], write=write, ports=[PORT] if out else [])
         program = seccomp.tools_filter(namespaces=True, network=out is not None)
-        _close(ruleset, MAX_PROCESSES + RESERVE, program)
+        _close(ruleset, plan.memory, MAX_PROCESSES + RESERVE, program)
 
     try:
         enter(room, finish)
@@ -205,7 +207,7 @@ def _connected(out: Out) -> socket.socket:
     return made
 
 
-def _with_landlock(room: Room, why: str) -> Walls:
+def _with_landlock(room: Room, memory: int, why: str) -> Walls:
     abi = landlock.abi()
     if abi < landlock.ALONE:
         raise Impossible(
@@ -223,16 +225,16 @@ def _with_landlock(room: Room, why: str) -> Walls:
     calls = landlock.ruleset(abi, read=read, write=write)
     # The limit counts all of the user's processes, which we may not see; all users' are at least as many.
     most = sc.threads_of_the_machine() + DRIFT
-    _close(its, most, seccomp.tools_filter(namespaces=False))
+    _close(its, memory, most, seccomp.tools_filter(namespaces=False))
     os.close(its)
     signals = b"" if abi >= landlock.SIGNALS else seccomp.signals_filter()
     return Walls(Tier.LANDLOCK, why, ruleset=calls, held=own, signals=signals)
 
 
-def _close(ruleset: int | None, processes: int, program: bytes) -> None:
+def _close(ruleset: int | None, memory: int, processes: int, program: bytes) -> None:
     """The walls that need no namespace, for this process and all that it starts."""
     for what, most in (
-        (resource.RLIMIT_AS, MAX_MEMORY),
+        (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, MAX_FILE),
         (resource.RLIMIT_NOFILE, MAX_OPEN),
         (resource.RLIMIT_NPROC, processes),

@@ -3,6 +3,8 @@ takes a Call and gives a ToolResult."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from aiosd.records import Tool
@@ -36,3 +38,28 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The user's file that each of the tools stands in; a builtin one is in none."""
     sandbox: str
     """The tier of its walls, a sandbox.Tier."""
+
+
+class McpTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool as its MCP server describes it."""
+
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+    annotations: dict[str, Any]
+
+
+class McpStart(msgspec.Struct, frozen=True, kw_only=True):
+    """To aiosd.tools.mcp_bridge, which answers with the server's tools, McpTools."""
+
+    command: str
+    args: tuple[str, ...]
+    env: dict[str, str]
+    url: str | None
+    advice: str
+    """What to do where the program is not found."""
+
+
+class McpCall(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    arguments: dict[str, Any]

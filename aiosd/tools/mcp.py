@@ -1,0 +1,348 @@
+"""The tools of MCP servers. Each server has a process of its own (aiosd.tools.mcp_bridge), walled in like a tool host, that
+is started when it is asked something and ended when it is idle.
+
+What models are shown of a server is what its user approved: adding it to the config approves the tools it has then. One
+that is described otherwise since, or is new, is not called until it has been approved again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shlex
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from aiosd import config
+from aiosd.addresses import is_loopback
+from aiosd.child import Call, Child, ChildDied, open_child
+from aiosd.errors import AiosError, DeadlineExceeded, NotFound, PermissionDenied, ToolFailed
+from aiosd.protocol import mcp as shown
+from aiosd.records import Tool, ToolResult
+from aiosd.state import mcp as rows
+from aiosd.state.database import Database
+from aiosd.tools.egress import Egress
+from aiosd.tools.hosts import ENVIRONMENT, Walls
+from aiosd.tools.kernel import Caller, KernelTool
+from aiosd.tools.sandbox import PROXY, Out, Plan
+from aiosd.tools.wire import McpCall, McpStart, McpTool, Problem
+
+START_S = 60.0
+"""For a server to be ready and to list its tools; some load a model first."""
+
+CALL_S = 3600.0
+"""A call has the deadline of who makes it; this is for one without."""
+
+IDLE_S = 300.0
+
+MEMORY = 64 * 1024**3
+"""Bytes of address space: what runs JavaScript or WebAssembly reserves far more than it uses."""
+
+MAX_NAME = 64
+"""Characters of a tool's name that models take."""
+
+States = Mapping[str, Literal["approved", "changed", "new", "gone"]]
+
+logger = logging.getLogger(__name__)
+
+
+def compare(approved: Mapping[str, McpTool], running: Mapping[str, McpTool] | None) -> States:
+    """The state of each tool; all are as approved where no server runs that could tell otherwise."""
+    if running is None:
+        return dict.fromkeys(approved, "approved")
+    states: dict[str, Literal["approved", "changed", "new", "gone"]] = {}
+    for name in {**approved, **running}:
+        if name not in running:
+            states[name] = "gone"
+        elif name not in approved:
+            states[name] = "new"
+        else:
+            states[name] = "approved" if approved[name] == running[name] else "changed"
+    return states
+
+
+def called(server: str, tool: str) -> str:
+    """What models call it: dots and slashes fail the pattern of some, and so does a long name, which ends in a hash."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{server}__{tool}")
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME - 9]}_{hashlib.sha256(tool.encode()).hexdigest()[:8]}"
+
+
+@asynccontextmanager
+async def open_mcp(
+    servers: Mapping[str, config.McpServer], database: Database, egress: Egress, walls: Walls, folder: Path
+) -> AsyncIterator[McpServers]:
+    """`folder` has the private folders of servers that were given none. Nothing is started."""
+    known = await database.read(rows.approved)
+    async with anyio.create_task_group() as tasks:
+        opened = McpServers(tasks, database, egress, walls, folder, known)
+        opened.configure(servers)
+        try:
+            yield opened
+        finally:
+            opened.configure({})
+
+
+class _Server:
+    """One server of the config: its child is there once `ready`."""
+
+    def __init__(self, name: str, spec: config.McpServer, approved: dict[str, McpTool] | None) -> None:
+        self.name = name
+        self.spec = spec
+        self.approved = approved
+        """None until it has been seen for the first time."""
+        self.running: dict[str, McpTool] | None = None
+        """As the process that runs, or ran last, describes them."""
+        self.problem: str | None = None
+        self.was_met = approved is not None
+        self.child: Child | None = None
+        self.ready = anyio.Event()
+        self.unwanted = anyio.Event()
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """What it may reach."""
+        return (*([_entry(self.spec.url)] if self.spec.url else []), *self.spec.hosts)
+
+    @property
+    def is_local(self) -> bool:
+        """What it is told stays on this machine."""
+        return not self.spec.hosts and (not self.spec.url or is_loopback(self.spec.url))
+
+    @property
+    def states(self) -> States:
+        return compare(self.approved or {}, self.running)
+
+
+class McpServers:
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        database: Database,
+        egress: Egress,
+        walls: Walls,
+        folder: Path,
+        known: Mapping[str, tuple[bytes, ...]],
+    ) -> None:
+        self._tasks = tasks
+        self._database = database
+        self._egress = egress
+        self._walls = walls
+        self._folder = folder
+        self._approved = {
+            server: {tool.name: tool for tool in (msgspec.json.decode(t, type=McpTool) for t in tools)}
+            for server, tools in known.items()
+        }
+        self._servers: dict[str, _Server] = {}
+        self._meeting = anyio.Lock()
+
+    def configure(self, servers: Mapping[str, config.McpServer]) -> None:
+        """Ends those that are not in the config any more, or are in it otherwise."""
+        for name, server in list(self._servers.items()):
+            if servers.get(name) != server.spec:
+                self._servers.pop(name).unwanted.set()
+        for name, spec in servers.items():
+            if name not in self._servers:
+                self._servers[name] = server = _Server(name, spec, self._approved.get(name))
+                self._tasks.start_soon(self._keep, server)
+
+    async def meet(self) -> None:
+        """Starts the servers that were never seen before, once each, so that their tools are known."""
+        if all(server.was_met for server in self._servers.values()):
+            return
+        async with self._meeting, anyio.create_task_group() as together:
+            for server in self._servers.values():
+                if not server.was_met:
+                    server.was_met = True
+                    together.start_soon(self._try, server)
+
+    def tools(self) -> dict[str, KernelTool]:
+        """By the names that models use."""
+        found: dict[str, KernelTool] = {}
+        for server in self._servers.values():
+            for tool in (server.approved or {}).values():
+                name = called(server.name, tool.name)
+                found.setdefault(name, self._tool(server, tool, name))
+        return found
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Servers that do not start, and tools that wait for approval."""
+        found = []
+        for server in self._servers.values():
+            if server.problem is not None:
+                found.append(
+                    Problem(file="", line=None, error=f"MCP server `{server.name}`: {server.problem}")
+                )
+            if waiting := [name for name, state in server.states.items() if state in ("changed", "new")]:
+                names = ", ".join(f"`{name[:60]}`" for name in waiting)
+                error = f"MCP server `{server.name}`: {names} changed; `aiosctl mcp approve {server.name}` approves"
+                found.append(Problem(file="", line=None, error=error))
+        return tuple(found)
+
+    def servers(self) -> tuple[shown.McpServer, ...]:
+        return tuple(map(_shown, self._servers.values()))
+
+    async def approve(self, name: str) -> shown.McpServer:
+        """The server with its tools, approved as they are now. Raises NotFound, ToolFailed, DeadlineExceeded."""
+        if name not in self._servers:
+            known = ", ".join(self._servers) or "none"
+            raise NotFound(f"the config has no MCP server `{name[:40]}`; it has {known}")
+        server = self._servers[name]
+        await self._ready(server)
+        assert server.running is not None
+        await self._approve(server, server.running)
+        return _shown(server)
+
+    # --- a server --------------------------------------------------------------------------------------
+
+    def _tool(self, server: _Server, tool: McpTool, name: str) -> KernelTool:
+        async def handler(caller: Caller, arguments: dict[str, Any]) -> ToolResult:
+            session = caller.session
+            if session.privacy == "local" and not server.is_local:
+                raise PermissionDenied(
+                    f"`{name}` leaves this machine, and what session `{session.title}` says does not"
+                )
+            child = await self._ready(server)
+            state = server.states[tool.name]
+            if state != "approved":
+                raise PermissionDenied(
+                    f"`{name}` is {state} since it was approved", hint=f"aiosctl mcp approve {server.name}"
+                )
+            call = McpCall(name=tool.name, arguments=arguments)
+            try:
+                return msgspec.convert(await child.call("call", call, timeout_s=CALL_S), ToolResult)
+            except ChildDied as exc:
+                raise ToolFailed(f"`{name}`: {exc}") from exc
+
+        return KernelTool(
+            Tool(
+                name=name,
+                description=tool.description,
+                input_schema=tool.input_schema,
+                # Whether it leaves the sandbox is ours to know, not its own to say.
+                annotations=tool.annotations | {"openWorldHint": bool(server.hosts)},
+                permissions=(server.name,),
+                rate_limit=None,
+                hosts=server.hosts,
+            ),
+            handler,
+        )
+
+    async def _try(self, server: _Server) -> None:
+        try:
+            await self._ready(server)
+        except AiosError as exc:
+            logger.warning("MCP server does not start", extra={"server": server.name, "why": str(exc)})
+
+    async def _ready(self, server: _Server) -> Child:
+        """Its child, running and described. Raises ToolFailed, DeadlineExceeded."""
+        await server.ready.wait()
+        if server.child is None:
+            raise ToolFailed(server.problem or f"MCP server `{server.name}` is no longer in the config")
+        try:
+            async with server.child.hold(timeout_s=START_S):
+                server.problem = None
+                return server.child
+        except (ChildDied, DeadlineExceeded) as exc:
+            server.problem = str(exc)
+            raise ToolFailed(f"MCP server `{server.name}` does not start: {exc}") from exc
+
+    async def _keep(self, server: _Server) -> None:
+        """Its own task, since what is opened in a task is closed in it."""
+        try:
+            with self._way_out(server) as out:
+                argv = [sys.executable, "-P", "-m", "aiosd.tools.mcp_bridge", self._plan(server, out)]
+                env = ENVIRONMENT | (PROXY if out else {})
+
+                async def started(call: Call) -> None:
+                    await self._started(server, call)
+
+                async with open_child(
+                    argv,
+                    name=f"MCP server {server.name}",
+                    env=env,
+                    cwd=self._home(server),
+                    idle_s=IDLE_S,
+                    started=started,
+                ) as child:
+                    server.child = child
+                    server.ready.set()
+                    await server.unwanted.wait()
+                    server.child = None
+        except (OSError, ValueError) as exc:
+            server.problem = str(exc)
+        finally:
+            server.ready.set()
+
+    async def _started(self, server: _Server, call: Call) -> None:
+        spec = server.spec
+        advice = f"aiosctl mcp add {server.name} -- COMMAND, or paths = [...] in its section of the config"
+        start = McpStart(
+            command=spec.command or "", args=spec.args, env=spec.env, url=spec.url, advice=advice
+        )
+        tools = msgspec.convert(await call("start", start, timeout_s=START_S), list[McpTool])
+        server.running = {tool.name: tool for tool in tools}
+        if server.approved is None:
+            await self._approve(server, server.running)
+
+    async def _approve(self, server: _Server, tools: dict[str, McpTool]) -> None:
+        encoded = [msgspec.json.encode(tool) for tool in tools.values()]
+        await self._database.write(lambda c: rows.approve(c, server.name, encoded))
+        server.approved = self._approved[server.name] = dict(tools)
+
+    @contextmanager
+    def _way_out(self, server: _Server) -> Iterator[Out | None]:
+        if not server.hosts:
+            yield None
+            return
+        with self._egress.expect(server.hosts, server=server.name) as key:
+            yield Out(str(self._egress.path), key)
+
+    def _home(self, server: _Server) -> Path:
+        if server.spec.cwd is not None:
+            return Path(server.spec.cwd)
+        folder = self._folder / server.name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    def _plan(self, server: _Server, out: Out | None) -> str:
+        command = server.spec.command or ""
+        plan = Plan(
+            workspace=str(self._home(server)),
+            write=True,
+            folders=(*server.spec.paths, *([command] if command.startswith("/") else [])),
+            hidden=tuple(map(str, self._walls.hidden)),
+            tiers=self._walls.tiers,
+            out=out,
+            memory=MEMORY,
+        )
+        return msgspec.json.encode(plan).decode()
+
+
+def _entry(url: str) -> str:
+    """Of the hosts that are listed, the one of an address."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def _shown(server: _Server) -> shown.McpServer:
+    spec = server.spec
+    return shown.McpServer(
+        name=server.name,
+        runs=spec.url or shlex.join([spec.command or "", *spec.args]),
+        hosts=server.hosts,
+        running=server.child is not None and server.child.is_ready,
+        tools=tuple(shown.McpTool(name=name, state=state) for name, state in server.states.items()),
+        problem=server.problem,
+    )
