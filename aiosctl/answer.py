@@ -10,6 +10,7 @@ from typing import Self
 import msgspec
 
 from aiosctl import render
+from aiosctl.asking import Asker
 from aiosctl.client import typed
 from aiosctl.quick import aside_line
 from aiosctl.screen import Page, Spinner
@@ -17,6 +18,7 @@ from aiosd.errors import ConfigError
 from aiosd.protocol.tasks import TASK_EVENT
 from aiosd.records import (
     AnyEvent,
+    ApprovalEvent,
     Candidate,
     Decision,
     MessageEvent,
@@ -86,6 +88,10 @@ class Watch:
         self._failure: str | None = None
         """Of the last tool that failed."""
         self._interrupted = False
+        self._asked: set[str] = set()
+        """Calls that wait for the user's word."""
+        self.asker: Asker | None = None
+        """Asks for it."""
 
     def __enter__(self) -> Self:
         if self._spinner is not None:
@@ -112,6 +118,8 @@ class Watch:
         self.task_id = event.task_id
         if self._interrupted:
             raise KeyboardInterrupt
+        if isinstance(event, ApprovalEvent):
+            self._ask(event)
         if self._lines:
             render.document(bytes(params))
             sys.stdout.flush()
@@ -173,8 +181,16 @@ class Watch:
             case _:
                 pass
 
+    def _ask(self, event: ApprovalEvent) -> None:
+        """The question has the terminal's last line for itself until it is answered."""
+        if self.asker is not None:
+            self._clear()
+            self.end_line()
+            (self._asked.add if event.decision is None else self._asked.discard)(event.call_id)
+            self.asker.hear(event)
+
     def _wait(self, for_what: str) -> None:
-        if self._spinner is not None:
+        if self._spinner is not None and not self._asked:
             self._spinner.show(for_what)
 
     def _write(self, text: str) -> None:

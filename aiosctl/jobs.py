@@ -12,6 +12,7 @@ import typer
 
 from aiosctl import render, resolve
 from aiosctl.answer import Watch, not_chosen
+from aiosctl.asking import Asker
 from aiosctl.options import AnswerAlone, IdsAlone, TaskId
 from aiosctl.verb import answer, connect, globals_of
 from aiosd.errors import NotFound, from_wire
@@ -73,6 +74,7 @@ def attach(ctx: typer.Context, id: TaskId, quiet: AnswerAlone = False) -> None:
     json = globals_of(ctx).json
     watch = Watch(live=render.for_people() and not json, quiet=quiet or json)
     with connect(ctx) as client:
+        watch.asker = Asker(client.path)
         params = TaskAttach(task_id=resolve.task(client, id))
         with watch:
             raw = client.ask(params, timeout_s=None, on_notification=watch)

@@ -43,6 +43,7 @@ COMMANDS = {
     "stats": ("stats:stats", "Add up runs, tokens, money and misses by model and agent."),
     "session": ("session:app", "Sessions: conversations with their own rights and memory."),
     "task": ("task:app", "Tasks: what was run, what runs, and what came of it."),
+    "approvals": ("approvals:app", "Approvals: calls that wait for your word, and your standing answers."),
     "audit": ("audit:app", "The audit log: what tools did, and what was decided about them."),
     "memory": ("memory:app", "Memory: what is known about your work, across sessions."),
     "tool": ("tool:app", "Tools: what models may call."),

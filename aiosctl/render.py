@@ -35,8 +35,11 @@ def safe(text: str, stream: TextIO | None = None) -> str:
 
     What a model, a tool or a file said must not command a terminal.
     """
-    if not on_terminal(stream or sys.stdout):
-        return text
+    return printable(text) if on_terminal(stream or sys.stdout) else text
+
+
+def printable(text: str) -> str:
+    """The text as any terminal may have it."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r", ""))
 
 

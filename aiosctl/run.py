@@ -12,6 +12,7 @@ import typer
 
 from aiosctl import inputs, render, resolve, session
 from aiosctl.answer import Watch
+from aiosctl.asking import Asker
 from aiosctl.client import Client, typed
 from aiosctl.options import AgentName, AnswerAlone, Backend, Deadline, Files, MaxUsd, sessions
 from aiosctl.quick import Handed, here, title
@@ -186,6 +187,7 @@ def go_on(handed: Handed) -> int:
 
 def _watched(client: Client, watch: Watch, asked: Callable[[], bytes]) -> bytes:
     """The result, once it is there. Ctrl-C cancels the task: it would go on without us."""
+    watch.asker = Asker(client.path)
     before = signal.signal(signal.SIGINT, watch.interrupt)
     try:
         with watch:

@@ -34,6 +34,7 @@ from aiosd.server import Server
 from aiosd.state.database import open_database
 from aiosd.systemd import notify, passed_socket, watchdog_s
 from aiosd.tasks.agent import Hands
+from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import open_budget
 from aiosd.tasks.consolidation import open_consolidation
 from aiosd.tasks.recollection import memory_tools
@@ -107,6 +108,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 budget=budget,
                 agents=config.agents,
                 consolidation=consolidation,
+                approvals=Approvals(database, registry.audit),
             )
             async with open_runner(hands) as runner:
                 registry.add(spawn_tools(runner))
@@ -121,6 +123,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                     pool=reload.pool,
                     budget=budget,
                     consolidation=consolidation,
+                    approvals=hands.approvals,
                     runner=runner,
                     reload=reload,
                     stop=stop,
@@ -130,6 +133,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 def apply(new: Config, pool: Pool) -> None:
                     hands.agents = new.agents
                     hands.pool = services.pool = consolidation.pool = pool
+                    registry.audit.secrets = Secrets(new, environ)
                     budget.config_usd = new.budget.day_usd
                     services.config = new
                     mcp.configure(new.mcp.servers)

@@ -80,6 +80,9 @@ class Broker:
             if not self._watchers[task_id]:
                 del self._watchers[task_id]
 
+    def is_watched(self, task_id: str) -> bool:
+        return task_id in self._watchers
+
     def publish(self, *events: Kept | TextEvent | ThinkingEvent) -> None:
         """Kept events are published after they are committed, never before."""
         for event in events:

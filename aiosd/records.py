@@ -404,7 +404,7 @@ class ApprovalEvent(Event, frozen=True, kw_only=True, tag="approval"):
     rule: str | None
     """What `always` would keep; None where no rule says it, and `always` counts for this call alone."""
     decision: ApprovalDecision | None = None
-    by: Literal["user", "rule", "timeout", "nobody"] | None = None
+    by: Literal["user", "timeout", "nobody"] | None = None
     """Who decided: `nobody` where nobody watches the task, or it was run with approve = never."""
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -76,11 +76,11 @@ class Terminal:
     LEADER = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
     """A terminal must control its process for Ctrl-C to reach it."""
 
-    def __init__(self, ctl: Ctl, *args: str, columns: int = 80) -> None:
+    def __init__(self, ctl: Ctl, *args: str, columns: int = 80, command: Sequence[str] = AIOSCTL) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", self.LEADER, *AIOSCTL, *args],
+            [sys.executable, "-c", self.LEADER, *command, *args],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

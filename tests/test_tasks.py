@@ -337,6 +337,7 @@ async def test_watching_a_task_that_nobody_works_on_ends(tmp_path: Path) -> None
             budget=Budget(database, None, lambda: NOW),
             agents={},
             consolidation=None,  # type: ignore[arg-type]
+            approvals=None,  # type: ignore[arg-type]
         )
         with anyio.fail_after(30):
             assert [e.seq async for e in Runner(hands, running).watch(TASK)] == [1]

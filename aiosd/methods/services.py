@@ -22,6 +22,7 @@ from aiosd.records import AnyEvent, Session
 from aiosd.state import sessions
 from aiosd.state.database import Database
 from aiosd.state.memories import Scope
+from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.consolidation import Consolidation
 from aiosd.tasks.runner import Runner
@@ -42,6 +43,7 @@ class Services(msgspec.Struct):
     pool: Pool
     budget: Budget
     consolidation: Consolidation
+    approvals: Approvals
     runner: Runner
     reload: Callable[[], Awaitable[Reloaded]]
     stop: anyio.Event

@@ -9,7 +9,7 @@ import msgspec
 
 from aiosd import server, tally
 from aiosd.errors import AiosError, InternalError, InvalidParams
-from aiosd.methods import audit, budget, mcp, memory, models, sessions, system, tasks, tools  # noqa: F401  # each registers its own
+from aiosd.methods import approvals, audit, budget, mcp, memory, models, sessions, system, tasks, tools  # noqa: F401  # each registers its own
 from aiosd.methods.services import HANDLERS, Handler, P, Services
 from aiosd.protocol.base import Params
 from aiosd.protocol.system import SystemPing

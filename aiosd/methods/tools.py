@@ -6,7 +6,6 @@ from aiosd import server
 from aiosd.methods.services import Services, handles, session_of
 from aiosd.protocol.tools import AgentList, Agents, Explained, ToolCall, ToolExplain, ToolGet, ToolList, Tools
 from aiosd.records import Agent, Tool, ToolResult
-from aiosd.state import approvals
 from aiosd.tasks.agent import TOOL_S
 from aiosd.tools import policy
 
@@ -34,9 +33,8 @@ async def tool_call(services: Services, peer: server.Peer, params: ToolCall) -> 
 async def tool_explain(services: Services, peer: server.Peer, params: ToolExplain) -> Explained:
     session = await session_of(services, params.session_id)
     ruling = await services.registry.ruling(session, params.name, params.arguments)
-    always = await services.database.read(lambda c: approvals.rules(c, session.user_id))
-    rules = [each.rule for each in always]
-    verdict = policy.settle(ruling.verdict, ruling.tool, ruling.about, rules, ruling.place)
+    always = await services.approvals.always(session)
+    verdict = policy.settle(ruling.verdict, ruling.tool, ruling.about, always, ruling.place)
     return Explained(
         decision=verdict.decision,
         rule=verdict.rule,

@@ -12,7 +12,7 @@ import msgspec
 
 from aiosd import config
 from aiosd.child import ChildDied
-from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits, NotFound
+from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits, NotFound, PermissionDenied
 from aiosd.events import Broker
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.models.backend import Reply, TextDelta, ThinkingDelta, Wait
@@ -20,6 +20,7 @@ from aiosd.models.pool import Pool
 from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     ENDED,
+    ApprovalEvent,
     CallStatus,
     Event,
     Kept,
@@ -46,10 +47,12 @@ from aiosd.state import lineage, sessions, tasks
 from aiosd.state.database import Connection, Database
 from aiosd.state.memories import add as add_memories
 from aiosd.tasks import context, steps
+from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.consolidation import Consolidation
 from aiosd.tasks.recollection import ACTING, Acting
-from aiosd.tools.registry import Registry
+from aiosd.tools import policy
+from aiosd.tools.registry import Registry, Ruling
 
 LOOKED_AT = 20
 """Memories that are looked at for a task."""
@@ -77,6 +80,7 @@ class Hands(msgspec.Struct):
     registry: Registry
     pool: Pool
     budget: Budget
+    approvals: Approvals
     agents: Mapping[str, config.Agent]
     """By name."""
     consolidation: Consolidation
@@ -106,6 +110,8 @@ class Agent:
         self._partial = ""
         self.priority = task.priority
         self._acting = Acting(task.task_id)
+        self._asking = 0
+        """Calls that wait for the user's word."""
         self._repeatable: frozenset[str] = frozenset()
         """Tools whose calls do no harm when made again."""
 
@@ -176,7 +182,7 @@ class Agent:
         states = [e.state for e in self._journal if isinstance(e, StateEvent)]
         if not states or states[-1] != "working":
             await self._record(self._new(StateEvent, state="working"))
-        else:  # a daemon before this one was at it
+        if any(state != "queued" for state in states):  # a daemon before this one was at it
             self._repeatable = frozenset(
                 tool.name
                 for tool in await self._hands.registry.list()
@@ -277,9 +283,10 @@ class Agent:
 
     async def _call(self, call: ToolUse) -> None:
         """A tool's failure is told to the model, which may do better."""
-        await self._record(self._tool_call(call, "in_progress"))
         try:
             self._allow(call)
+            approved = await self._approved(call)
+            await self._record(self._tool_call(call, "in_progress"))
             result = await self._hands.registry.call(
                 self.session,
                 call.name,
@@ -288,6 +295,7 @@ class Agent:
                 by="model",
                 task_id=self.task.task_id,
                 call=f"{self._replies()} {call.call_id}",
+                approved=approved,
             )
             failed, text = result.is_error, "\n".join(block.text for block in result.content)
         except AiosError as exc:
@@ -301,6 +309,57 @@ class Agent:
     def privacy(self) -> Privacy:
         """Of what its models have written so far."""
         return context.privacy(self.session, self._turns, self._journal)
+
+    async def _approved(self, call: ToolUse) -> Ruling | None:
+        """What the user said yes to, now or once and for all; None where nothing asks. Raises PermissionDenied for a
+        no, NotFound."""
+        hands = self._hands
+        ruling = await hands.registry.ruling(self.session, call.name, call.arguments)
+        if ruling.verdict.decision != "ask":
+            return None
+        always = await hands.approvals.always(self.session)
+        verdict = policy.settle(ruling.verdict, ruling.tool, ruling.about, always, ruling.place)
+        if verdict.decision == "deny":
+            raise PermissionDenied(f"`{call.name}` was not called: {verdict.why}")
+        if verdict.decision == "ask":
+            word = steps.approval(self._journal, call.call_id)
+            if word is None or word.decision is None:
+                word = await self._word(call, ruling, asked_before=word is not None)
+            await hands.approvals.settled(word, self.session)
+        return ruling
+
+    async def _word(self, call: ToolUse, ruling: Ruling, *, asked_before: bool) -> ApprovalEvent:
+        """Asks the user. Nobody is asked where nobody watches, unless a daemon before this one was asking."""
+        fields: dict[str, Any] = {
+            "call_id": call.call_id,
+            "name": call.name,
+            "arguments": call.arguments,
+            "why": ruling.verdict.why,
+            "rule": policy.rule_for(ruling.tool, ruling.about),
+        }
+        watched = asked_before or self._hands.broker.is_watched(self.task.task_id)
+        if self.params.approve == "never" or not watched:
+            no = self._new(ApprovalEvent, **fields, decision="reject_once", by="nobody")
+            await self._record(no)
+            return no
+        self._asking += 1
+        try:
+            # The request comes last: a watcher that ends with the state knows by it that the task only waits.
+            waits = [] if self._asking > 1 else [self._new(StateEvent, state="input_required")]
+            request = self._new(ApprovalEvent, ahead=len(waits), **fields)
+            await self._record(*waits, request)
+            decision = await self._hands.approvals.word(request, self.session)
+        finally:
+            self._asking -= 1
+        word = self._new(
+            ApprovalEvent,
+            **fields,
+            decision=decision or "reject_once",
+            by="user" if decision else "timeout",
+        )
+        goes_on = [] if self._asking else [self._new(StateEvent, ahead=1, state="working")]
+        await self._record(word, *goes_on)
+        return word
 
     def _tool_call(self, call: ToolUse, status: CallStatus) -> ToolCallEvent:
         return self._new(

@@ -40,7 +40,7 @@ from aiosd.records import (
 )
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection
-from aiosd.tasks import descent
+from aiosd.tasks import descent, steps
 from aiosd.tasks.agent import Agent, Hands
 from aiosd.tasks.descent import Wish
 from aiosd.tools.kernel import Caller
@@ -197,11 +197,11 @@ class Runner:
 
     async def recover(self) -> int:
         """Takes up every task that a daemon before this one left open, from where its journal ends. Those that
-        wait for the user go on waiting."""
-        left = [t for t in await self._hands.database.read(tasks.unended) if t.state != "input_required"]
-        reopened = [(task, *await self._reopen(task)) for task in left]
-        for each in reopened:
-            self._go(*each)
+        asked for approval ask again; those with a call in doubt go on waiting."""
+        left = [(t, *await self._reopen(t)) for t in await self._hands.database.read(tasks.unended)]
+        left = [each for each in left if each[0].state != "input_required" or steps.asks(each[2])]
+        for task, agent, journal in left:
+            self._go(task, agent, journal)
         return len(left)
 
     async def resolve(self, params: TaskResolve) -> Task:

@@ -6,7 +6,15 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from aiosd.records import Kept, MessageEvent, ProgressEvent, ToolCallEvent, ToolResultEvent, ToolUse
+from aiosd.records import (
+    ApprovalEvent,
+    Kept,
+    MessageEvent,
+    ProgressEvent,
+    ToolCallEvent,
+    ToolResultEvent,
+    ToolUse,
+)
 
 MAX_STEPS = 12
 """Model replies in one task, unless the caller says otherwise."""
@@ -71,3 +79,24 @@ def next(
     if last.tool_calls:
         return Infer()
     return Answer(last, out_of_steps=False)
+
+
+def approval(journal: Sequence[Kept], call_id: str) -> ApprovalEvent | None:
+    """The last word on a call of the last reply, or the request for one that has none yet."""
+    for event in reversed(journal):
+        if isinstance(event, MessageEvent):
+            return None
+        if isinstance(event, ApprovalEvent) and event.call_id == call_id:
+            return event
+    return None
+
+
+def asks(journal: Sequence[Kept]) -> bool:
+    """Whether a call of the last reply waits for its user's word."""
+    words: dict[str, ApprovalEvent] = {}
+    for event in journal:
+        if isinstance(event, MessageEvent):
+            words.clear()
+        elif isinstance(event, ApprovalEvent):
+            words[event.call_id] = event
+    return any(event.decision is None for event in words.values())

@@ -103,7 +103,7 @@ class Registry:
         self._mcp = mcp
         self._folders = tuple(folders)
         self._workspaces = workspaces
-        self._audit = audit
+        self.audit = audit
         self._hosts = hosts
         self._kernel = {entry.tool.name: entry for entry in kernel.values()}
         self._tools: dict[str, Tool] = {}
@@ -192,7 +192,7 @@ class Registry:
         refused = _refusal(session, ruling, by, approved)
         digest = hashlib.sha256(msgspec.json.encode(arguments, order="sorted")).hexdigest()
         ids = {"session_id": session.session_id, "task_id": task_id}
-        await self._audit.record(
+        await self.audit.record(
             "call",
             name,
             **ids,
@@ -212,14 +212,14 @@ class Registry:
         try:
             result = await self._call(Caller(session, task_id, call), ruling.tool, arguments, timeout_s)
             status = "failed" if result.is_error else "completed"
-            return self._audit.secrets.masked(result)
+            return self.audit.secrets.masked(result)
         except AiosError as exc:
             status = f"refused: {type(exc).__name__}"
             raise
         finally:
             tally.TOOL_CALLS.add(time.monotonic() - began, name, status)
             with anyio.move_on_after(KEEP_S, shield=True):
-                await self._audit.record("result", name, **ids, status=status, arguments_sha256=digest)
+                await self.audit.record("result", name, **ids, status=status, arguments_sha256=digest)
 
     # --- calls -----------------------------------------------------------------------------------------
 
