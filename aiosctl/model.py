@@ -14,7 +14,15 @@ from aiosctl.client import typed
 from aiosctl.options import Backend, Files, seconds
 from aiosctl.run import read_schema
 from aiosctl.verb import Verb, answer, connect, globals_of, noun
-from aiosd.protocol.models import MODEL_TEXT, Backends, ModelInfer, ModelList, ModelRoute
+from aiosd.protocol.models import (
+    MODEL_PROGRESS,
+    MODEL_TEXT,
+    Backends,
+    ModelInfer,
+    ModelList,
+    ModelRoute,
+    Progress,
+)
 from aiosd.records import BackendInfo, Decision, Message, Privacy, Reply, Tier
 
 app = noun("Models: the backends that answer.")
@@ -159,7 +167,9 @@ def model_infer(
         latency_budget_ms=_milliseconds(latency),
         max_tokens=max_tokens,
         schema=read_schema(schema) if schema else None,
+        priority="interactive" if live else "normal",
         stream=live,
+        progress=not quiet and not json,
     )
     written = ""
 
@@ -170,6 +180,8 @@ def model_infer(
             render.out(piece, end="")
             sys.stdout.flush()
             written += piece
+        elif method == MODEL_PROGRESS:
+            _tell(msgspec.json.decode(raw, type=Progress))
 
     with connect(ctx) as client:
         try:
@@ -187,6 +199,17 @@ def model_infer(
         raise typer.Exit(ABSTAINED)
     if not quiet and not json:
         notes(reply)
+
+
+def _tell(progress: Progress) -> None:
+    """A load in any case; what passes by itself only to somebody who watches."""
+    if progress.stage == "loading" or render.on_terminal(sys.stderr):
+        eta = (
+            ""
+            if progress.stage == "loading" or progress.eta_s is None
+            else f" (about {progress.eta_s:.0f} s)"
+        )
+        render.aside(progress.detail + eta)
 
 
 def notes(reply: Reply) -> None:

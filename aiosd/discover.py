@@ -15,7 +15,7 @@ import msgspec
 
 from aiosd.errors import BY_CODE
 from aiosd.protocol.base import Params
-from aiosd.protocol.models import MODEL_TEXT
+from aiosd.protocol.models import MODEL_PROGRESS, MODEL_TEXT, Progress
 from aiosd.protocol.sessions import SessionRun
 from aiosd.protocol.tasks import TASK_EVENT
 from aiosd.records import AnyEvent, Task
@@ -29,10 +29,10 @@ def openrpc(methods: Iterable[type[Params[Any]]]) -> dict[str, Any]:
 
 @cache
 def _document(methods: tuple[type[Params[Any]], ...]) -> dict[str, Any]:
-    types = [*methods, *(m.returns for m in methods), Task, AnyEvent]
+    types = [*methods, *(m.returns for m in methods), Task, AnyEvent, Progress]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    params, results = schemas[: len(methods)], schemas[len(methods) : -2]
-    task, event = schemas[-2:]
+    params, results = schemas[: len(methods)], schemas[len(methods) : -3]
+    task, event, progress = schemas[-3:]
     described = []
     for method, own, result in zip(methods, params, results, strict=True):
         shape = components.pop(own["$ref"].rsplit("/", 1)[1])
@@ -65,6 +65,7 @@ def _document(methods: tuple[type[Params[Any]], ...]) -> dict[str, Any]:
         },
         "x-notifications": [
             {"name": TASK_EVENT, "params": event},
+            {"name": MODEL_PROGRESS, "params": progress},
             {
                 "name": MODEL_TEXT,
                 "params": {

@@ -73,6 +73,36 @@ async def test_a_streamed_reply_comes_in_pieces_before_it_comes_whole(tmp_path: 
     assert whole == "Hello there."
 
 
+async def test_what_a_request_waits_for_is_told_to_who_asks_and_to_nobody_else(tmp_path: Path) -> None:
+    async with OllamaDouble() as model:
+        model.loaded = set()
+
+        def work() -> tuple[list[Any], list[Any], str]:
+            heard: list[list[Any]] = [[], []]
+            with Daemon(tmp_path / "home", config(model)) as daemon:
+                for told in (True, False):
+                    with Client(daemon.socket) as client:
+                        client.call(
+                            asking(progress=told),
+                            on_notification=lambda name, raw, to=heard[not told]: to.append(  # type: ignore[misc]
+                                (name, json.loads(bytes(raw)))
+                            ),
+                        )
+                    daemon.stop()
+                    daemon.start()  # it asks again whether the model is there
+                done = daemon.ctl("model", "infer", "hi")
+                assert (done.returncode, done.stdout) == (0, "Hello there.\n")
+                return heard[0], heard[1], done.stderr
+
+        told, untold, stderr = await aside(work)
+    ((name, progress),) = told
+    assert (name, progress["stage"]) == ("model.progress", "loading")
+    assert progress["detail"].startswith("loading small, about ")
+    assert progress["eta_s"] > 0
+    assert untold == []
+    assert "loading small, about " in stderr
+
+
 async def test_what_a_model_is_sent_is_what_was_given(tmp_path: Path) -> None:
     call = r.ToolUse(call_id="abc", name="search", arguments={"for": "x"})
     said = (
@@ -184,6 +214,7 @@ async def test_vectors_come_from_the_first_local_backend_that_makes_them(tmp_pat
 async def test_bad_input_names_the_field_and_nothing_is_sent(tmp_path: Path) -> None:
     bad: list[tuple[Params[Any], type[AiosError], str]] = [
         (asking(schema={"type": "nonsense"}), InvalidParams, "schema: "),
+        (routing(schema={"type": "nonsense"}), InvalidParams, "schema: "),
         (asking(backend="nobody"), NotFound, "no backend `nobody`; there are: `keyless`, `gone`, `here`"),
         (asking(backend="keyless"), NoModelFits, "its key $NO_SUCH_KEY (key_env) is not set"),
         (asking(backend="gone"), NoModelFits, "get it with: aiosctl model pull gone"),

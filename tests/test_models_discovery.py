@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,15 @@ async def test_without_a_model_what_only_quotes_answers() -> None:
         reply = await pool.reply(quoting("Which port does the server listen on?"))
     assert (reply.backend, reply.generated) == ("extractive", False)
     assert reply.decision.reason == "no model is there, so it quotes"
+    assert (
+        why(reply)["ollama"] == f"no Ollama answers at {NOWHERE}; install it from https://ollama.com/download"
+    )
+
+
+async def test_an_ollama_that_is_installed_is_to_be_started(tmp_path: Path) -> None:
+    (tmp_path / "ollama").touch(0o700)
+    async with pool_of({}, environ={"OLLAMA_HOST": NOWHERE, "PATH": str(tmp_path)}) as pool:
+        reply = await pool.reply(quoting())
     assert why(reply)["ollama"] == f"no Ollama answers at {NOWHERE}; start it with: ollama serve"
 
 
@@ -45,7 +55,7 @@ async def test_without_a_model_what_needs_one_is_told_the_ways_out(needs: dict[s
     async with pool_of({}, environ={"OLLAMA_HOST": NOWHERE}) as pool:
         with pytest.raises(NoModelFits) as caught:
             await pool.reply(quoting(**needs))
-    assert "start it with: ollama serve" in str(caught.value)
+    assert "no Ollama answers" in str(caught.value)
     assert "install Ollama" in str(caught.value)
     assert caught.value.hint == "aiosctl model setup"
 
@@ -92,7 +102,7 @@ async def test_the_models_of_an_ollama_fill_the_tiers_by_size(
                 reply = await pool.reply(user(tier=tier, privacy="local"))
                 assert (reply.backend, reply.model) == (model, model)
             names = [info.name for info in await pool.backends()]
-    assert sorted(names) == sorted([*"abc"[: len(sizes)], "extractive"])
+    assert sorted(names) == sorted([*"abc"[: len(sizes)], "embedder", "extractive"])
 
 
 async def test_an_ollama_that_was_started_is_found_at_the_next_request_that_is_due() -> None:
@@ -108,6 +118,20 @@ async def test_an_ollama_that_was_started_is_found_at_the_next_request_that_is_d
         assert (await pool.reply(quoting())).backend == "extractive"
         clock.now += 15
         assert (await pool.reply(quoting())).backend == "small"
+
+
+async def test_a_model_that_only_makes_vectors_is_found_and_answers_nothing_else() -> None:
+    models = {"chat": Held(size="0.1B"), "minilm": Held(capabilities=("embedding",), size="1B")}
+    async with OllamaDouble(models=models) as double:
+        async with pool_of({}, environ={"OLLAMA_HOST": double.url}) as pool:
+            assert (await pool.embed(["a"])).model == "minilm"
+            assert (await pool.reply(quoting(tier="capable"))).backend == "chat"
+        del models["chat"]
+        async with pool_of({}, environ={"OLLAMA_HOST": double.url}) as pool:
+            assert (await pool.embed(["a"])).model == "minilm"
+            reply = await pool.reply(quoting())
+    assert reply.backend == "extractive"
+    assert "has no chat model" in (why(reply)["ollama"] or "")
 
 
 async def test_what_only_quotes_does_not_step_in_after_a_failure() -> None:
@@ -137,7 +161,7 @@ async def test_an_ollama_that_has_gone_is_looked_for_at_once() -> None:
     async with OllamaDouble() as double, pool_of({}, environ={"OLLAMA_HOST": double.url}) as pool:
         await pool.reply(quoting())
         await double.stop()
-        with pytest.raises(NoModelFits, match="start it with: ollama serve"):
+        with pytest.raises(NoModelFits, match="no Ollama answers"):
             await pool.reply(quoting())
         assert (await pool.reply(quoting())).backend == "extractive"
 

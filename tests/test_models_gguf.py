@@ -277,8 +277,11 @@ async def test_a_file_that_is_cut_short_is_told_and_may_be_mended(tiny: Path, tm
     os.truncate(path, 300_000)
     async with serving(path) as backend:
         assert await backend.probe() is None  # nobody has read it yet
-        assert "model is corrupted or incomplete" in str(await failure(backend))
+        why = str(await failure(backend))
+        assert "model is corrupted or incomplete" in why
+        assert await backend.probe() == why
         shutil.copy(tiny, path)
+        assert await backend.probe() is None
         await deltas(backend, user("hi"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -83,7 +84,10 @@ async def test_a_remote_refusal_is_followed_by_the_next_one(status: int) -> None
 async def test_a_refused_connection_is_followed_by_the_next_one() -> None:
     async with OpenAIDouble() as remote, pool_of({"here": near(NOWHERE), "there": far(remote)}) as pool:
         reply = await pool.reply(user())
-        assert why(reply)["here"] == f"no Ollama answers at {NOWHERE}; start it with: ollama serve"
+        assert (
+            why(reply)["here"]
+            == f"no Ollama answers at {NOWHERE}; install it from https://ollama.com/download"
+        )
         again = await pool.reply(user())
     assert "asked again in 2 s" in (why(again)["here"] or "")
 
@@ -396,8 +400,37 @@ async def test_backends_says_how_each_one_stands() -> None:
         "there": "up",
         "extractive": "up",
     }
-    assert infos["gone"].reason == f"no Ollama answers at {NOWHERE}; start it with: ollama serve"
+    assert (
+        infos["gone"].reason == f"no Ollama answers at {NOWHERE}; install it from https://ollama.com/download"
+    )
     assert infos["absent"].reason == "Ollama has no model `tiny`; get it with: aiosctl model pull tiny"
     assert "without a key" in (infos["locked"].reason or "")
     assert (infos["there"].tiers, infos["there"].price_out) == (("fast", "capable"), 10.0)
     assert (infos["here"].slots, infos["here"].local, infos["there"].local) == (2, True, False)
+
+
+async def test_where_all_are_busy_a_short_pause_that_they_ask_for_is_waited_for() -> None:
+    waits: list[Wait] = []
+
+    async def on_wait(wait: Wait) -> None:
+        waits.append(wait)
+
+    async with OllamaDouble() as double:
+        double.scripts.append(Script(status=503, headers={"Retry-After": "1"}))
+        async with pool_of({"here": near(double.url)}, clock=time.monotonic) as pool:
+            reply = await pool.reply(user(), on_wait=on_wait)
+            double.scripts.append(Script(status=503, headers={"Retry-After": "16"}))
+            with pytest.raises(NoModelFits, match="is busy"):
+                await pool.reply(user())
+    assert reply.backend == "here"
+    assert [w.stage for w in waits] == ["retrying", "retrying"]
+    assert waits[1].detail == "`here`: busy, asked again in 1 s"
+    assert waits[1].eta_s == pytest.approx(1, abs=0.5)
+
+
+async def test_a_pause_longer_than_the_callers_deadline_is_not_begun() -> None:
+    async with OllamaDouble() as double:
+        double.scripts.append(Script(status=429, headers={"Retry-After": "9"}))
+        async with pool_of({"here": near(double.url)}, clock=time.monotonic) as pool:
+            with anyio.fail_after(8), pytest.raises(NoModelFits, match="is busy"):
+                await pool.reply(user())

@@ -493,5 +493,9 @@ async def test_an_ollama_that_says_its_model_is_not_loaded_is_made_to_load_it_fi
         for _ in range(2):
             await pool.reply(user("the task"), on_wait=ears.on_wait)
         assert ears.stages == ["loading"]
-        sent = [body["messages"][0]["content"] for body in double.chats()]
-        assert sent == ["hi", "the task", "the task"]
+        load, first, second = double.chats()
+    # A server that keeps nothing would load it again for the task.
+    assert (load["messages"], load["keep_alive"]) == ([], "5m")
+    assert load["options"]["num_ctx"] == first["options"]["num_ctx"]
+    assert [body["messages"][0]["content"] for body in (first, second)] == ["the task", "the task"]
+    assert "keep_alive" not in first

@@ -238,7 +238,7 @@ async def test_where_nobody_listens_it_says_where_and_comes_back_soon(kind: Kind
         assert await backend.probe() == str(exc)
     assert url in str(exc)
     assert exc.retry_after_s == 2.0
-    assert ("ollama serve" in str(exc)) is (kind == "ollama")
+    assert ("ollama.com/download" in str(exc)) is (kind == "ollama")
 
 
 async def test_a_model_that_ollama_does_not_have_can_be_pulled() -> None:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from aiosd import server
 from aiosd.methods.services import Services, handles
-from aiosd.protocol.models import MODEL_TEXT, Backends, ModelEmbed, ModelInfer, ModelList, ModelRoute
+from aiosd.models.backend import Wait
+from aiosd.protocol.models import (
+    MODEL_PROGRESS,
+    MODEL_TEXT,
+    Backends,
+    ModelEmbed,
+    ModelInfer,
+    ModelList,
+    ModelRoute,
+    Progress,
+)
 from aiosd.records import Decision, Embedded, Reply
 from aiosd.tasks.inference import infer, model_request
 
@@ -24,8 +36,16 @@ async def model_infer(services: Services, peer: server.Peer, params: ModelInfer)
     async def on_text(text: str) -> None:
         await peer.notify(MODEL_TEXT, {"text": text})
 
+    async def on_wait(wait: Wait) -> None:
+        await peer.notify(MODEL_PROGRESS, Progress(**msgspec.structs.asdict(wait)))
+
     return await infer(
-        services.pool, services.budget, services.database, params, on_text if params.stream else None
+        services.pool,
+        services.budget,
+        services.database,
+        params,
+        on_text if params.stream else None,
+        on_wait if params.progress else None,
     )
 
 

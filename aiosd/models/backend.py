@@ -143,9 +143,12 @@ class BackendFailed(Exception):
         *,
         retry_after_s: float | None = None,
         fault: Literal["backend", "request"] = "backend",
+        busy: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.busy = busy
+        """The server said itself when to ask again, and will likely answer then."""
         self.fault = fault
         """`request` is a request that this backend will always refuse: no reason to call the backend down."""
 

@@ -42,10 +42,12 @@ class Breaker:
         self._why = ""
         self._until_s = -math.inf
         self._failures = 0
+        self.busy = False
+        """It rests because it asked to be left alone for that long."""
         self.overdue = 0
         """Times in a row that its first token did not come in time."""
 
-    def failed(self, why: str, retry_after_s: float | None, now: float) -> None:
+    def failed(self, why: str, retry_after_s: float | None, now: float, *, busy: bool = False) -> None:
         """`retry_after_s` is how long it is left alone at least: what it asked for itself, or what the failure is
         known to last. What fails while it rests fails of the same cause, and was sent before."""
         if now < self._until_s:
@@ -56,6 +58,7 @@ class Breaker:
             if self._failures < FAILURES:
                 return
             retry_after_s = OFF_S
+        self.busy = busy
         doubled = retry_after_s * 2.0 ** min(self._failures - 1, DOUBLINGS)
         self._why, self._until_s = why, now + max(retry_after_s, min(doubled, MOST_OFF_S))
 

@@ -24,7 +24,7 @@ NAME = "ollama"
 
 
 class Discovery:
-    """The chat models of an Ollama at OLLAMA_HOST or its usual address, looked up when a request needs them.
+    """The models of an Ollama at OLLAMA_HOST or its usual address, looked up when a request needs them.
 
     Raises ConfigError for an OLLAMA_HOST that is no address.
     """
@@ -38,12 +38,12 @@ class Discovery:
         self._known: dict[str, Ollama] = {}
         self._absent = ""
         self.found: dict[str, tuple[Ollama, dict[Tier, int]]] = {}
-        """By name, each with its ranks."""
+        """By name, each with its ranks; what only makes vectors has none."""
 
     @property
     def missing(self) -> Standing | None:
         """Where nothing was found: the backend that could be there, and what to do for it."""
-        if self.found:
+        if any(ranks for _, ranks in self.found.values()):
             return None
         ranks: dict[Tier, int] = dict.fromkeys(TIERS, 0)
         local = self._backend("").is_local
@@ -64,9 +64,10 @@ class Discovery:
                 if model.name not in self._known:
                     self._known[model.name] = Ollama(model.name, self._backend(model.name), self._server)
                 self._known[model.name].takes_tools = "tools" in model.capabilities
-            self.found = {
-                m.name: (self._known[m.name], r) for m, r in zip(models, ranks(models), strict=True)
-            }
+                self._known[model.name].embeds = "embedding" in model.capabilities
+            chat = [m for m in models if "completion" in m.capabilities]
+            places = dict(zip((m.name for m in chat), ranks(chat), strict=True))
+            self.found = {m.name: (self._known[m.name], places.get(m.name, {})) for m in models}
 
     def forget(self) -> None:
         """One of them failed: look again at the next request."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import string
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -66,6 +67,10 @@ class Endpoint:
                 why = exc.strerror if isinstance(exc, OSError) else "not text"
                 raise BackendFailed(f"its key file {self.backend.key_file}: {why}") from None
         return None
+
+    def has(self, program: str) -> bool:
+        """Whether this machine has it."""
+        return shutil.which(program, path=self._environ.get("PATH")) is not None
 
     async def listens(self, within_s: float = PROBE_S) -> bool:
         """Whether anything accepts connections there: known without the SDK, whose import costs up to 1 s."""

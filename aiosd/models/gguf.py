@@ -76,6 +76,8 @@ class Gguf:
         self._context = section.context or CONTEXT
         self._child = child
         self._server: OpenAI | None = None
+        self._unfit: tuple[tuple[int, int], str] | None = None
+        """The file that did not load the last time, and why."""
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         began = anyio.current_time()
@@ -103,7 +105,16 @@ class Gguf:
         return self._child.is_ready
 
     async def probe(self) -> str | None:
-        return await anyio.to_thread.run_sync(self._missing)
+        """A file that did not load is told with its reason until it changes: reading it takes as long as loading it."""
+        missing = await anyio.to_thread.run_sync(self._missing)
+        if missing is None and self._unfit is not None and self._unfit[0] == await self._stamp():
+            return self._unfit[1]
+        return missing
+
+    async def _stamp(self) -> tuple[int, int]:
+        """Of the file: another one is another chance."""
+        found = await anyio.Path(self.path).stat()
+        return found.st_mtime_ns, found.st_size
 
     async def aclose(self) -> None:
         if self._server is not None:
@@ -114,6 +125,7 @@ class Gguf:
         await self.aclose()
         key = secrets.token_urlsafe(32)
         params = {"path": str(self.path), "context": self._context, "slots": self.slots, "key": key}
+        self._unfit = None
         url = await call("load", params, timeout_s=LOAD_S)
         there = config.Backend(
             kind="openai",
@@ -130,16 +142,20 @@ class Gguf:
     async def _serving(self) -> AsyncIterator[OpenAI]:
         """The server of the process that there is, or of a new one. Raises BackendFailed, in words of ours where
         the process ends meanwhile."""
-        if not self._child.is_ready and (why := await self.probe()) is not None:
+        if not self._child.is_ready and (why := await anyio.to_thread.run_sync(self._missing)) is not None:
             raise BackendFailed(why)
+        served = False
         try:
             async with self._child.hold(timeout_s=LOAD_S) as process:
+                served = True
                 assert self._server is not None
                 try:
                     yield self._server
                 except BackendFailed as exc:
                     raise await _put_down(exc, process) from None
         except ChildDied as exc:
+            if self._unfit is None and not served:
+                self._unfit = (await self._stamp(), str(exc))
             raise BackendFailed(str(exc), retry_after_s=exc.retry_after_s or None) from None
         except DeadlineExceeded as exc:
             raise BackendFailed(str(exc)) from None

@@ -167,7 +167,7 @@ class Member:
         if isinstance(exc, Overdue) and exc.fault == "backend":
             self.breaker.overdue += 1
         if exc.fault == "backend" or exc.retry_after_s is not None:
-            self.breaker.failed(str(exc), exc.retry_after_s, now)
+            self.breaker.failed(str(exc), exc.retry_after_s, now, busy=exc.busy)
 
     # --- the model in memory
 

@@ -51,6 +51,8 @@ T = TypeVar("T")
 
 CONTEXT_MOST = 8192
 """Tokens of a window that the config does not set: what a model could take is often more than the machine's memory."""
+KEEP = "5m"
+"""How long a model that was loaded ahead waits for its request: Ollama's default for every model."""
 CONTEXT_UNKNOWN = 4096
 """Where the server does not say what the model could take: Ollama's own default."""
 
@@ -130,7 +132,7 @@ class _Tags(msgspec.Struct):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A chat model that a server holds itself."""
+    """A model that a server holds itself."""
 
     name: str
     parameters: float
@@ -170,7 +172,7 @@ class Server:
                     yield line
 
     async def models(self) -> list[Model]:
-        """The chat models that this server runs itself, the smallest first."""
+        """The models that this server runs itself and that chat or make vectors, the smallest first."""
         found = []
         for tag in self.convert(await self._ask("GET", "/api/tags"), _Tags).models or []:
             if is_cloud(tag.name) or tag.remote_host:
@@ -181,7 +183,7 @@ class Server:
                 show = self._shown[tag.digest]
             else:
                 show = _Show(tag.capabilities)
-            if not show.remote_host and "completion" in show.capabilities:
+            if not show.remote_host and show.capabilities & {"completion", "embedding"}:
                 billions = _billions(tag.details.parameter_size if tag.details else None)
                 found.append(Model(tag.name, billions, tag.size, show.capabilities))
         return sorted(found, key=lambda m: (m.parameters, m.size_bytes, m.name))
@@ -264,8 +266,14 @@ class Server:
             raise BackendFailed(f"{self.url} does not speak Ollama's protocol: {exc}") from None
 
     def nobody(self) -> BackendFailed:
-        start = "start it with: ollama serve" if self.endpoint.direct else "is it running?"
-        return BackendFailed(f"no Ollama answers at {self.url}; {start}", retry_after_s=REFUSED_S)
+        way = "is it running?"
+        if self.endpoint.direct:
+            way = (
+                "start it with: ollama serve"
+                if self.endpoint.has("ollama")
+                else "install it from https://ollama.com/download"
+            )
+        return BackendFailed(f"no Ollama answers at {self.url}; {way}", retry_after_s=REFUSED_S)
 
     def _refusal(self, exc: _Refused, model: str) -> BackendFailed:
         text = said(str(exc), self._key) or f"HTTP status {exc.status}"
@@ -281,9 +289,9 @@ class Server:
                 with_key = f"the key in {key}" if key else "a request without a key (set key_env)"
                 return BackendFailed(f"{self.url} refused {with_key}", retry_after_s=float("inf"))
             case 429 | 503:
-                return BackendFailed(
-                    f"{self.url} is busy: {text}", retry_after_s=retry_after_s(exc.retry_after, time.time())
-                )
+                wait_s = retry_after_s(exc.retry_after, time.time())
+                busy = exc.retry_after is not None
+                return BackendFailed(f"{self.url} is busy: {text}", retry_after_s=wait_s, busy=busy)
             case _:
                 return BackendFailed(f"{self.url} failed with status {exc.status}: {text}")
 
@@ -308,6 +316,8 @@ class Ollama:
         self.price_out = backend.price_out
         self.takes_tools = True
         """As far as is known: the server says so before the first reply."""
+        self.embeds = False
+        """Known to be made for vectors."""
         self._near = backend.is_local and not is_cloud(backend.model)
         self.local = self._near
         self._looked = False
@@ -374,6 +384,16 @@ class Ollama:
             raise BackendFailed(f"{self.url} gave {len(vectors)} vectors for {len(texts)} texts")
         return Embedded(vectors=vectors, model=self.model, dim=len(vectors[0]) if vectors else 0)
 
+    async def preload(self) -> None:
+        """Has it loaded, and kept for KEEP at least: a server with OLLAMA_KEEP_ALIVE=0 would drop it at once, and load
+        it again for the request that waits for it. Raises BackendFailed."""
+        await self._look()
+        options = {} if self.window.tokens is None else {"num_ctx": self.window.tokens}
+        body = {"model": self.model, "messages": [], "keep_alive": KEEP, "options": options}
+        async with contextlib.aclosing(self._server.chat(body)) as lines:
+            async for line in lines:
+                self._server.convert(line, _Chunk)
+
     async def resident(self) -> bool | None:
         """Whether it is in memory, so that a request need not load it; None for one that runs elsewhere."""
         if not self.local:
@@ -400,6 +420,7 @@ class Ollama:
     async def _look(self) -> None:
         show = await self._server.show(self.model)
         self.takes_tools = "tools" in show.capabilities
+        self.embeds = "embedding" in show.capabilities
         self.local = self._near and not show.remote_host
         self._looked = True
         if self.window.tokens is None and not (show.remote_host or is_cloud(self.model)):

@@ -349,8 +349,11 @@ class OpenAI:
             case 404:
                 return BackendFailed(f"{self.url} has no model `{self.model}`: {text}", fault="request")
             case 429 | 503:
-                wait_s = retry_after_s(exc.response.headers.get("retry-after"), time.time())
-                return BackendFailed(f"{self.url} is busy: {text}", retry_after_s=wait_s)
+                asked = exc.response.headers.get("retry-after")
+                wait_s = retry_after_s(asked, time.time())
+                return BackendFailed(
+                    f"{self.url} is busy: {text}", retry_after_s=wait_s, busy=asked is not None
+                )
             case status if 400 <= status < 500 or status == 501:
                 return BackendFailed(f"`{self.model}` refused the request: {text}", fault="request")
             case status:

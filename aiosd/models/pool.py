@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -33,6 +34,8 @@ from aiosd.state.database import Database
 
 logger = logging.getLogger(__name__)
 
+MOST_PAUSE_S = 15.0
+"""That a request waits in all for backends that are busy and said for how long, where nobody else could serve it."""
 CLOSE_S = 2.0
 """For all backends to let go of their connections, and for what was learnt to be written down."""
 SAVE_S = 300.0
@@ -112,13 +115,27 @@ class Pool:
         failed: dict[str, Candidate] = {}
         too_dear: BudgetExhausted | None = None
         yielded = 0
+        paused_s = 0.0
         while True:
             await self._look(request, members)
             try:
                 choice = self._choose(sized, members, failed, started)
             except NoModelFits as exc:
-                exc.data["cost_usd"] = bill.usd
-                raise too_dear or exc from None
+                busy = self._busy(sized, members)
+                pause_s = min(busy.values(), default=math.inf)
+                left_s = anyio.current_effective_deadline() - anyio.current_time()
+                if too_dear or paused_s + pause_s > MOST_PAUSE_S or pause_s >= left_s:
+                    exc.data["cost_usd"] = bill.usd
+                    raise too_dear or exc from None
+                if on_wait is not None:
+                    detail = (
+                        f"{', '.join(f'`{name}`' for name in busy)}: busy, asked again in {pause_s:.0f} s"
+                    )
+                    await on_wait(Wait(stage="retrying", detail=detail, eta_s=pause_s))
+                await anyio.sleep(pause_s)
+                paused_s += pause_s
+                failed = {name: why for name, why in failed.items() if name not in busy}
+                continue
             to = choice.chosen
             try:
                 async with self._slots.slot(asked, choice, started, yields=yielded < MOST_YIELDS) as seat:
@@ -161,12 +178,27 @@ class Pool:
                 )
                 return _replied(member, got, bill, decision)
 
+    def _busy(self, asked: Size, members: Mapping[str, Member]) -> dict[str, float]:
+        """Of those that could serve it and asked for a pause: how long each still lasts."""
+        now = self._clock()
+        found = {}
+        for member in members.values():
+            rest_s = member.breaker.retry_in_s(now) if member.breaker.busy else None
+            if rest_s is not None:
+                up = msgspec.structs.replace(member.standing(now, asked, 0.0, None), down=None)
+                if router.unfit(asked.request, up) is None:
+                    found[member.name] = rest_s
+        return found
+
     def prioritize(self, task_id: str, priority: Priority) -> None:
         """What the task has waiting for a slot waits with this priority from now on."""
         self._slots.prioritize(task_id, priority)
 
     async def route(self, request: ModelRequest) -> Decision:
-        """Which backend would serve this now, and why; no model is sent anything. Raises NoModelFits, NotFound."""
+        """Which backend would serve this now, and why; no model is sent anything. Raises NoModelFits, NotFound,
+        InvalidParams for a schema that is none."""
+        if request.schema is not None:
+            await anyio.to_thread.run_sync(Form, request.schema)
         members = await self._members()
         await self._look(request, members)
         choice = self._choose(size(request), members, {}, self._clock())
@@ -175,7 +207,9 @@ class Pool:
     async def embed(self, texts: Sequence[str]) -> Embedded:
         """By the first local backend that can, whatever its tier. Raises NoModelFits."""
         failed = []
-        for member in (await self._members()).values():
+        members = (await self._members()).values()
+        # What was made for vectors first: some servers make them with any model, and worse ones.
+        for member in sorted(members, key=lambda m: not getattr(m.backend, "embeds", False)):
             backend = member.backend
             if not backend.local or not isinstance(backend, Embedder):
                 continue
@@ -269,7 +303,7 @@ class Pool:
                 self._slots.add(self._found[name])
             self._found[name].ranks = ranks
         # What only quotes serves where no model is there, and never after one that failed.
-        self._fixed[EXTRACTIVE].ranks = {} if found else dict.fromkeys(TIERS, 1)
+        self._fixed[EXTRACTIVE].ranks = {} if self._discovery.missing is None else dict.fromkeys(TIERS, 1)
         return {name: self._found[name] for name in found} | self._fixed
 
     async def _look(self, request: ModelRequest, members: Mapping[str, Member]) -> None:

@@ -117,7 +117,7 @@ def choose(request: ModelRequest, standings: Sequence[Standing], left_s: float |
     fit: list[Standing] = []
     rejected: list[Candidate] = []
     for s in standings:
-        if (why := _unfit(request, s)) is None:
+        if (why := unfit(request, s)) is None:
             fit.append(s)
         else:
             rejected.append(s.candidate(why))
@@ -253,7 +253,7 @@ def no_model_fits(request: ModelRequest, tried: Sequence[Candidate], *, cost_usd
     )
 
 
-def _unfit(request: ModelRequest, standing: Standing) -> str | None:
+def unfit(request: ModelRequest, standing: Standing) -> str | None:
     """Why a backend cannot be asked: what never changes first, what passes last."""
     if standing.tried:
         return standing.down

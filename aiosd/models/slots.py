@@ -24,7 +24,7 @@ RELOAD_S = 60.0
 MOST_WAITING = 2000
 """Requests in one backend's queue; one more is refused at once, instead of being promised what cannot be kept."""
 FIRST = ModelRequest(messages=(Message(role="user", content="hi"),), max_tokens=1)
-"""The shortest request there is. Every server loads its model for one; they have no other way in common."""
+"""The shortest request there is: every server loads its model for one. A backend with a way of its own has `preload`."""
 
 logger = logging.getLogger(__name__)
 
@@ -251,9 +251,12 @@ class Slots:
         model = member.backend.model
         try:
             with anyio.fail_after(LOAD_S):
-                async with closing(member.backend.stream(FIRST)) as deltas:
-                    async for _ in deltas:
-                        pass
+                if (preload := getattr(member.backend, "preload", None)) is not None:
+                    await preload()
+                else:
+                    async with closing(member.backend.stream(FIRST)) as deltas:
+                        async for _ in deltas:
+                            pass
         except TimeoutError:
             failure = BackendFailed(f"`{model}` did not load within {LOAD_S:.0f} s", retry_after_s=RELOAD_S)
         except BackendFailed as exc:

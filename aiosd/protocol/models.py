@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -12,6 +12,7 @@ from aiosd.records import (
     Decision,
     Embedded,
     Message,
+    Priority,
     Privacy,
     Record,
     Reply,
@@ -22,6 +23,17 @@ from aiosd.records import (
 
 MODEL_TEXT = "model.text"
 """The notification that carries a piece of the text that a streamed `model.infer` writes: `{text}`."""
+MODEL_PROGRESS = "model.progress"
+"""The notification of what a `model.infer` waits for: a Progress."""
+
+
+class Progress(Record, frozen=True, kw_only=True):
+    stage: Literal["queued", "loading", "retrying"]
+    detail: str
+    place: int | None = None
+    """In the queue, from 1."""
+    eta_s: float | None = None
+    """How long it is predicted to take still."""
 
 
 class Backends(Record, frozen=True, kw_only=True):
@@ -47,6 +59,7 @@ class ModelAsked(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[ToolSpec, ...] = ()
     schema: dict[str, Any] | None = None
     privacy: Privacy = "any"
+    priority: Priority = "normal"
     backend: str | None = None
 
 
@@ -59,9 +72,11 @@ class ModelRoute(ModelAsked, Params[Decision], frozen=True, kw_only=True):
 
 class ModelInfer(ModelAsked, Params[Reply], frozen=True, kw_only=True):
     """One reply of a model, without a session: nothing is remembered. What it costs counts against the day's
-    cap. With `stream` its text comes before as `model.text {text}` notifications, so ask for one at a time."""
+    cap. With `stream` its text comes before as `model.text {text}` notifications, with `progress` what it waits for
+    as `model.progress {stage, detail, place, eta_s}`: ask for one at a time."""
 
     stream: bool = False
+    progress: bool = False
 
     method = "model.infer"
     returns = Reply

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import anyio
+import msgspec
 
 from aiosd.errors import NoModelFits
 from aiosd.models.backend import ModelRequest, Reply, TextDelta, ThinkingDelta
+from aiosd.models.exchange import OnWait
 from aiosd.models.pool import Pool
 from aiosd.protocol.models import ModelAsked
 from aiosd.state import tasks
@@ -30,6 +32,7 @@ def model_request(asked: ModelAsked) -> ModelRequest:
         tools=asked.tools,
         schema=asked.schema,
         privacy=asked.privacy,
+        priority=asked.priority,
         backend=asked.backend,
     )
 
@@ -40,10 +43,15 @@ async def infer(
     database: Database,
     asked: ModelAsked,
     on_text: Callable[[str], Awaitable[None]] | None,
+    on_wait: OnWait | None,
 ) -> Reply:
     """The reply. What it costs counts against the day's cap, also where it fails; where the caller goes away in
     the middle, the most that it can have cost does. Raises what Pool.reply raises."""
     holder = str(uuid4())
+    request = model_request(asked)
+    if on_text is not None and request.priority == "background":
+        # A background reply may give its slot away and begin anew, which who reads it could not tell.
+        request = msgspec.structs.replace(request, priority="normal")
     owed = 0.0
 
     async def on_delta(delta: TextDelta | ThinkingDelta) -> None:
@@ -58,7 +66,7 @@ async def infer(
     try:
         # Unwatched, a reply that breaks off may be followed by another backend's.
         shown = None if on_text is None else on_delta
-        reply = await pool.reply(model_request(asked), on_delta=shown, reserve=reserve)
+        reply = await pool.reply(request, on_delta=shown, on_wait=on_wait, reserve=reserve)
         owed = reply.cost_usd
     except NoModelFits as exc:
         owed = exc.data.get("cost_usd", 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -79,7 +79,7 @@ async def pool_of(
     extra: Mapping[str, Backend] = {},
     *,
     environ: Mapping[str, str] = {},
-    clock: Clock | None = None,
+    clock: Callable[[], float] | None = None,
     **tiers: tuple[str, ...],
 ) -> AsyncIterator[Pool]:
     with anyio.fail_after(60):
