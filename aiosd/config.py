@@ -26,6 +26,9 @@ MEND = "aiosctl doctor --fix"
 SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 """Of an MCP server. Its tools are called NAME__TOOL, of which models take 64 characters."""
 
+EMBEDDERS = ("auto", "minilm", "none")
+"""What `memory.embedder` may name beside the local backends."""
+
 LEAST_CONTEXT = 256
 """What llama.cpp rounds a context up to a multiple of."""
 
@@ -108,8 +111,8 @@ class Mcp(Section, frozen=True, kw_only=True):
 
 
 class Memory(Section, frozen=True, kw_only=True):
-    embedder: Literal["auto", "minilm", "none"] = "auto"
-    """`auto` is minilm where its weights are found, otherwise none."""
+    embedder: str = "auto"
+    """`minilm`, `none`, or a backend on this machine; `auto` is minilm where its weights are found, otherwise none."""
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -197,9 +200,23 @@ def _config(table: dict[str, Any], folder: Path) -> Config:
             if name not in backends and name != EXTRACTIVE:
                 known = ", ".join([*backends, EXTRACTIVE])
                 raise _Wrong(f"models.tiers.{tier}[{i}]: no backend `{name}`; there are: {known}")
+    _check_embedder(config.memory.embedder, backends)
     if config.budget.day_usd is not None and config.budget.day_usd < 0:
         raise _Wrong("budget.day_usd: expected dollars >= 0")
     return config
+
+
+def _check_embedder(name: str, backends: dict[str, Backend]) -> None:
+    if name in EMBEDDERS:
+        return
+    backend = backends.get(name)
+    if backend is None:
+        known = ", ".join([*EMBEDDERS, *(n for n, b in backends.items() if b.kind in ("ollama", "openai"))])
+        raise _Wrong(f"memory.embedder: no embedder and no backend `{name}`; there are: {known}")
+    if backend.kind not in ("ollama", "openai"):
+        raise _Wrong(f"memory.embedder: `{name}` is of kind {backend.kind}, which makes no vectors")
+    if not backend.is_local:
+        raise _Wrong(f"memory.embedder: `{name}` is remote, and memories are embedded on this machine only")
 
 
 def _table(parent: dict[str, Any], key: str, where: str = "") -> dict[str, Any]:

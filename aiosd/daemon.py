@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,16 +18,17 @@ import anyio
 from anyio.abc import SocketListener
 
 from aiosd.audit import Audit
-from aiosd.config import Config
+from aiosd.config import EMBEDDERS, Config
 from aiosd.errors import AiosError, ConfigError
 from aiosd.events import Broker
 from aiosd.memory import weights
+from aiosd.memory.embedding import LocalModel
 from aiosd.memory.memory import open_memory
 from aiosd.methods.services import Services
 from aiosd.methods.table import table
 from aiosd.models.pool import Pool, open_pool
 from aiosd.paths import Paths
-from aiosd.records import Session
+from aiosd.records import Embedded, Session
 from aiosd.reload import Reload, open_reload
 from aiosd.secrets import Secrets
 from aiosd.server import Server
@@ -71,7 +72,15 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
         async with (
             open_database(paths.database) as database,
             nullcontext(Audit(database, Secrets(config, environ))) as audit,
-            open_memory(database, paths.index, weights_of(config, environ)) as memory,
+            open_reload(
+                paths.config,
+                config,
+                lambda new: open_pool(new, environ, database=database),
+                lambda new, pool: apply(new, pool),
+            ) as reload,
+            open_memory(
+                database, paths.index, weights_of(config, environ), _embedder(config, reload)
+            ) as memory,
             open_egress(paths.run / "egress.sock", lambda passage: _keep_passage(audit, passage)) as egress,
             open_mcp(
                 config.mcp.servers,
@@ -89,12 +98,6 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 egress=egress,
                 mcp=mcp,
             ) as registry,
-            open_reload(
-                paths.config,
-                config,
-                lambda new: open_pool(new, environ, database=database),
-                lambda new, pool: apply(new, pool),
-            ) as reload,
             open_consolidation(database, memory, reload.pool) as consolidation,
         ):
             broker = Broker()
@@ -214,13 +217,25 @@ def _workspace(paths: Paths, session: Session) -> Path:
 
 def weights_of(config: Config, environ: Mapping[str, str]) -> Path | None:
     """Those of the embedder. Where the config names it, raises ConfigError for none and WrongWeights for others."""
-    found = None if config.memory.embedder == "none" else weights.find(environ)
+    found = weights.find(environ) if config.memory.embedder in ("auto", "minilm") else None
     if config.memory.embedder == "minilm" and found is None:
         raise ConfigError(
             f"memory.embedder is minilm, and the weights of {weights.MODEL} are not here",
             hint=weights.INSTALL,
         )
     return found
+
+
+def _embedder(config: Config, reload: Reload) -> LocalModel | None:
+    """The backend that embeds, where the config names one."""
+    name = config.memory.embedder
+    if name in EMBEDDERS:
+        return None
+
+    async def embed(texts: Sequence[str]) -> Embedded:
+        return await reload.pool.embed(texts, by=name)
+
+    return LocalModel(f"{name}:{config.models.backends[name].model}", embed)
 
 
 @contextmanager

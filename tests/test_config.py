@@ -7,6 +7,8 @@ import pytest
 from aiosd import config
 from aiosd.errors import ConfigError
 
+FAR = '[models.backends.far]\nkind = "openai"\nmodel = "m"\nurl = "https://api.example.com/v1"\n'
+
 
 def test_no_file_is_a_fine_start(tmp_path: Path) -> None:
     assert config.load(tmp_path / "config.toml") == config.Config()
@@ -113,6 +115,8 @@ def test_every_key_of_the_readme_loads(tmp_path: Path) -> None:
         ('[agents.a]\ntier = "huge"', "agents.a.tier"),
         ("default_permissions = 3", "default_permissions: Expected `array`"),
         ("[budget]\nday_usd = -1", "budget.day_usd"),
+        (FAR + '[memory]\nembedder = "far"', "memory.embedder: `far` is remote"),
+        (FAR + '[memory]\nembedder = "near"', "memory.embedder: no embedder and no backend `near`"),
         ('[memory]\nembedder = "bert"', "memory.embedder"),
         ("a = [", "not TOML"),
         ("a = '\xff'", "not TOML"),

@@ -13,6 +13,7 @@ import pytest
 
 from aiosd.errors import InvalidParams, NotFound
 from aiosd.memory.checks import MAX_CONTENT
+from aiosd.memory.embedding import LocalModel
 from aiosd.memory.follower import IDLE_S
 from aiosd.memory.memory import MAX_QUERY, Memories, open_memory, scope_of
 from aiosd.protocol.memory import NewMemory
@@ -49,11 +50,11 @@ def session(
 
 @asynccontextmanager
 async def opened(
-    folder: Path, weights: Path | None = None, idle_s: float = IDLE_S
+    folder: Path, weights: Path | None = None, model: LocalModel | None = None, idle_s: float = IDLE_S
 ) -> AsyncIterator[tuple[Memories, Database]]:
     async with (
         open_database(folder / "aiosd.db") as database,
-        open_memory(database, folder / "index", weights, idle_s=idle_s) as memories,
+        open_memory(database, folder / "index", weights, model, idle_s=idle_s) as memories,
     ):
         yield memories, database
 

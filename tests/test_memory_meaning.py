@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,13 +14,15 @@ import pytest
 
 from aiosd.config import Config, Memory
 from aiosd.daemon import weights_of
-from aiosd.errors import ConfigError
+from aiosd.errors import ConfigError, NoModelFits
+from aiosd.memory.embedding import LocalModel
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.memory.weights import INSTALL, MODEL, SHA256, find
-from aiosd.protocol.memory import MemoryRemember, NewMemory
+from aiosd.protocol.memory import MemoryRecall, MemoryRemember, NewMemory
 from aiosd.protocol.system import SystemInfo
-from aiosd.records import Session
+from aiosd.records import Embedded, Session
 from tests.daemon import Daemon
+from tests.doubles.openai_double import OpenAIDouble
 from tests.test_memory import contents, opened, session
 from tests.test_memory_recovery import LONG_S, kill, listening, openings, worker, zero
 
@@ -183,3 +185,102 @@ def test_weights_that_the_config_names_and_that_are_not_here_stop_the_daemon(tmp
     with patch("importlib.util.find_spec", return_value=None), pytest.raises(ConfigError) as refused:
         weights_of(found, {"HOME": str(tmp_path)})
     assert refused.value.hint == INSTALL
+
+
+# --- a model of a local server -------------------------------------------------------------------------
+
+TOPICS = (("doctor", "physician"), ("pets", "kittens"), ("earn", "salary"))
+
+
+def meaning(text: str) -> list[float]:
+    """Of any length, as some servers give it."""
+    return [float(sum(text.count(word) for word in words)) * 7 for words in TOPICS] + [0.5]
+
+
+class Server:
+    """A model that can be away."""
+
+    def __init__(self, name: str = "near:m", more: int = 0) -> None:
+        self.name = name
+        self.more = more
+        self.is_away = False
+        self.texts: list[str] = []
+
+    @property
+    def model(self) -> LocalModel:
+        return LocalModel(self.name, self.embed)
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        await anyio.lowlevel.checkpoint()
+        if self.is_away:
+            raise NoModelFits("nobody listens")
+        self.texts += texts
+        vectors = tuple((*meaning(text), *[0.0] * self.more) for text in texts)
+        return Embedded(vectors=vectors, model="m", dim=len(vectors[0]))
+
+
+async def test_a_local_server_embeds_in_parts_and_another_model_embeds_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann, server = session(), Server()
+    long = f"{'The committee met again. ' * 200}kittens{' Then it rained.' * 200}"
+    async with opened(tmp_path, model=server.model) as (memories, _):
+        await memories.remember(ann, notes(*FACTS.values()))
+        assert await wrong(memories, ann) == {}
+        assert memories.embedder == "near:m"
+        (memory_id,) = await memories.remember(ann, notes(long))
+        assert max(len(text.encode()) for text in server.texts) <= 700
+        assert long in await contents(memories, scope_of(ann), "pets", n=2)
+        await memories.forget(memory_id=memory_id)
+        await memories.remember(ann, notes("\U0001f600" * 1_000))
+    server.texts.clear()
+    async with opened(tmp_path, model=server.model) as (memories, _):
+        assert await wrong(memories, ann) == {}
+        assert len(server.texts) == 3  # the queries: nothing is embedded twice
+    other = Server("near:other/model", more=3)
+    with listening("memories are embedded") as embedded:
+        async with opened(tmp_path, model=other.model) as (memories, _):
+            assert await contents(memories, scope_of(ann), "salary", n=1) == [FACTS["How much do I earn?"]]
+            with anyio.fail_after(LONG_S):
+                await embedded.wait()
+            assert await wrong(memories, ann) == {}
+    assert openings(caplog)[-1] == (4, True, 0)
+
+
+async def test_a_server_that_is_away_costs_the_meaning_until_it_is_back(tmp_path: Path) -> None:
+    ann, server = session(), Server()
+    async with opened(tmp_path, model=server.model) as (memories, _):
+        server.is_away = True
+        with anyio.fail_after(LONG_S):
+            await memories.remember(ann, notes(*FACTS.values()))
+            assert len(await wrong(memories, ann)) == 3
+            assert await contents(memories, scope_of(ann), "salary", n=1) == [FACTS["How much do I earn?"]]
+        with listening("memories are embedded") as embedded:
+            server.is_away = False
+            with anyio.fail_after(LONG_S):
+                await embedded.wait()
+        assert await wrong(memories, ann) == {}
+
+
+async def test_the_daemon_embeds_by_the_backend_that_the_config_names(tmp_path: Path) -> None:
+    async with OpenAIDouble() as double:
+        double.meaning = meaning
+        config = (
+            f'[models.backends.near]\nkind = "openai"\nurl = "{double.base}"\nmodel = "m"\n'
+            '[memory]\nembedder = "near"\n'
+        )
+        daemon = Daemon(tmp_path, config)
+        await anyio.to_thread.run_sync(daemon.start)
+        try:
+            one = await anyio.to_thread.run_sync(daemon.session)
+            for text in FACTS.values():
+                tell = MemoryRemember(session_id=one.session_id, content=text)
+                await anyio.to_thread.run_sync(daemon.call, tell)
+            for question, answer in FACTS.items():
+                ask = MemoryRecall(query=question, session_id=one.session_id, n=1)
+                found = await anyio.to_thread.run_sync(daemon.call, ask)
+                assert [memory.content for memory in found.memories] == [answer]
+            info = await anyio.to_thread.run_sync(daemon.call, SystemInfo())
+            assert info.embedder == "near:m"
+        finally:
+            await anyio.to_thread.run_sync(daemon.kill)

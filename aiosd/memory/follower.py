@@ -10,7 +10,6 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import msgspec
 
 from aiosd.child import Call, Child, ChildDied, backoff_s, open_child
 from aiosd.errors import AiosError, DeadlineExceeded
-from aiosd.memory.points import Point, Position, Text, Where
+from aiosd.memory.embedding import Embedding, LocalModel, said
+from aiosd.memory.points import Point, Position, Where
 from aiosd.memory.ranking import Found
 from aiosd.memory.weights import MODEL
 from aiosd.records import Memory
@@ -34,15 +34,6 @@ ROWS = 128
 BATCH_BYTES = 512 * 1024
 """Text put at once; JSON may make six times as many bytes of it, of which a message may have 8 MiB."""
 
-TEXTS = 64
-"""Memories that are embedded before it is looked what has become new."""
-
-PORTION = 16 * 1024
-"""Characters of text embedded in one call."""
-
-NEW = 1_000
-"""Memories that callers wait for to be embedded: 20 s. More of them are embedded behind their backs, the last first."""
-
 DELETES = 1_000
 """Ids in one call."""
 
@@ -51,9 +42,6 @@ SHORT = 2_000
 
 CHANGE_S = 60.0
 """Deadline of one change of the index, after which the worker is held to hang."""
-
-EMBED_S = 300.0
-"""Deadline of one portion: the longest memory has a thousand parts."""
 
 QUERY_S = 20.0
 """Deadline of one query, with the start of a worker before it."""
@@ -75,9 +63,15 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_follower(
-    database: Database, folder: Path, weights: Path | None, *, idle_s: float = IDLE_S
+    database: Database,
+    folder: Path,
+    weights: Path | None,
+    model: LocalModel | None = None,
+    *,
+    idle_s: float = IDLE_S,
 ) -> AsyncIterator[Follower]:
-    """The index in this folder, in its worker, which is started at once; by words alone without `weights`."""
+    """The index in this folder, in its worker, which is started at once; by words alone without `weights` of the
+    worker's embedder and without a `model` instead of it."""
 
     async def started(call: Call) -> None:
         await follower.synchronize(call)
@@ -89,9 +83,10 @@ async def open_follower(
         open_child(argv, name="memory worker", env={}, idle_s=idle_s, started=started) as child,
         anyio.create_task_group() as tasks,
     ):
-        follower = Follower(database, child, "none" if weights is None else MODEL)
+        embedder = MODEL if weights is not None else model.name if model is not None else "none"
+        follower = Follower(database, child, Embedding(database, child, embedder, model))
         tasks.start_soon(follower.run)
-        tasks.start_soon(follower.run_embedding)
+        tasks.start_soon(follower.embedding.run)
         tasks.start_soon(follower.run_checking)
         try:
             yield follower
@@ -102,7 +97,7 @@ async def open_follower(
 class Follower:
     """The index, as far as it has come."""
 
-    def __init__(self, database: Database, child: Child, embedder: str) -> None:
+    def __init__(self, database: Database, child: Child, embedding: Embedding) -> None:
         self._database = database
         self._child = child
         self._after = 0
@@ -114,17 +109,7 @@ class Follower:
         self._wake = anyio.Event()
         self._wake.set()
         self._waiting: list[anyio.Event] = []
-        self._embeds = False
-        self.embedder = embedder
-        """The model that finds by meaning; after `none`, why there is none where there should be."""
-        self._new: list[str] = []
-        """What was put and is to be embedded, before what is lacking from earlier."""
-        self._in_hand: list[str] = []
-        """What was new and is being embedded."""
-        self._is_lacking = False
-        """There is more to embed, which the worker can name."""
-        self._wake_embedding = anyio.Event()
-        self._waiting_embedding: list[anyio.Event] = []
+        self.embedding = embedding
         self._is_doubtful = True
         """Nobody has compared what is in the index with the table since a process or a machine may have broken off."""
         self._wake_checking = anyio.Event()
@@ -141,17 +126,17 @@ class Follower:
         if not self._is_behind:
             with anyio.move_on_after(WAIT_S):
                 await done.wait()
-                if not forgotten and (self._new or self._in_hand):
-                    embedded = anyio.Event()
-                    self._waiting_embedding.append(embedded)
-                    await embedded.wait()
+                if not forgotten:
+                    await self.embedding.caught_up()
 
     async def query(self, text: str, meaning: str, where: Where) -> Found:
         """What fits the words of `text`, and what `meaning`. Raises ChildDied, DeadlineExceeded."""
         tries = 0
+        params = {"text": text, "meaning": meaning, "where": where}
+        params["vector"] = await self.embedding.vector(meaning)
         while True:
             try:
-                found = await self._ask("query", {"text": text, "meaning": meaning, "where": where})
+                found = await self._ask("query", params)
             except ChildDied as exc:
                 self._is_doubtful = True
                 tries += 1
@@ -200,54 +185,6 @@ class Follower:
                 self._is_behind = False
                 self._release(waiting)
 
-    async def run_embedding(self) -> None:
-        """Embeds what lacks a vector until cancelled, whatever becomes of the worker."""
-        failures = 0
-        while True:
-            await self._wake_embedding.wait()
-            self._wake_embedding = anyio.Event()
-            try:
-                await self._embed()
-            except (ChildDied, DeadlineExceeded) as exc:
-                # A new worker says what is lacking, whatever of this reached the old one.
-                self._new, self._in_hand, self._is_lacking = [], [], True
-                failures += 1
-                logger.warning("embedding was interrupted", extra={"why": str(exc)})
-                if isinstance(exc, DeadlineExceeded):
-                    self._child.kill()
-                self._release_embedding()
-                await anyio.sleep(
-                    max(backoff_s(failures), exc.retry_after_s if isinstance(exc, ChildDied) else 0)
-                )
-                self._wake_embedding.set()
-            except AiosError as exc:
-                self.embedder = f"none: {exc}"
-                self._new, self._in_hand, self._is_lacking = [], [], False
-                self._embeds = False
-                logger.warning("nothing is embedded", extra={"why": str(exc)})
-                self._release_embedding()
-            else:
-                failures = 0
-
-    async def _embed(self) -> None:
-        call = self._child.call
-        while self._new or self._is_lacking:
-            if self._new:
-                ids = self._in_hand = self._new[-TEXTS:]
-                del self._new[-TEXTS:]
-            else:
-                ids = msgspec.convert(await call("lacking", {"n": TEXTS}, timeout_s=CHANGE_S), list[str])
-            known = await self._database.read(partial(memories.texts, ids=ids))
-            for texts in _portions(known):
-                await call("embed", {"texts": texts}, timeout_s=EMBED_S)
-            if self._in_hand:
-                self._in_hand = []
-            elif not known:
-                self._is_lacking = False
-                logger.info("memories are embedded", extra={"embedder": self.embedder})
-            if not self._new:
-                self._release_embedding()
-
     async def run_checking(self) -> None:
         """Compares every memory with its point after each start that gives a reason to, until cancelled."""
         while True:
@@ -281,13 +218,7 @@ class Follower:
         kept = await self._database.read(lambda c: memories.there(c, ids))
         self._forgotten.update(set(ids) - kept)
         self._wake.set()
-        if self._embeds:
-            self._is_lacking = True
-            self._wake_embedding.set()
-
-    def _release_embedding(self) -> None:
-        self._release(self._waiting_embedding)
-        self._waiting_embedding = []
+        self.embedding.lacks()
 
     def _release(self, waiting: list[anyio.Event]) -> None:
         for done in waiting:
@@ -299,11 +230,7 @@ class Follower:
         A short way is gone here, before anybody asks the new worker; a long one is left to `run`.
         """
         await self._delete(call)
-        position = msgspec.convert(await call("position", timeout_s=CHANGE_S), Position)
-        self._new, self._in_hand = [], []
-        self._embeds = bool(position.embedder) and not self.embedder.startswith("none:")
-        if self._embeds:
-            self._is_lacking = position.lacking > 0
+        position = await self.embedding.opened(call)
         is_part, behind = await self._database.read(lambda c: _compare(c, position))
         if not is_part and await self._delete_strays(call):
             position = msgspec.convert(await call("position", timeout_s=CHANGE_S), Position)
@@ -356,12 +283,8 @@ class Follower:
                 # The worker refuses what does not join on: it was restarted meanwhile, and `_after` is another.
                 await call("put", {"after": self._after, "points": points}, timeout_s=CHANGE_S)
                 self._after = points[-1].seq
-                if self._embeds:
-                    self._new += [point.memory_id for point in points]
-        if len(self._new) > NEW:
-            self._new, self._is_lacking = [], True
-        if self._new or self._is_lacking:
-            self._wake_embedding.set()
+                self.embedding.add([point.memory_id for point in points])
+        self.embedding.go_on()
 
     async def _delete(self, call: Call) -> None:
         while ids := list(islice(self._forgotten, DELETES)):
@@ -400,30 +323,10 @@ def _point(seq: int, memory: Memory) -> Point:
         memory_id=memory.memory_id,
         seq=seq,
         # When it was is asked for in words too: "What did Ann do in May 2023?"
-        text=f"{_said(memory)} ({memory.created_at.day} {memory.created_at:%B, %Y})",
+        text=f"{said(memory)} ({memory.created_at.day} {memory.created_at:%B, %Y})",
         user_id=memory.user_id,
         session_id=memory.session_id,
         kind=memory.kind,
         source=memory.source,
         created_at=micros(memory.created_at),
     )
-
-
-def _said(memory: Memory) -> str:
-    """Who said it is asked for as often as what was said: "What did Ann say about Rome?" """
-    return f"{memory.speaker}: {memory.content}" if memory.speaker else memory.content
-
-
-def _portions(memories: Sequence[Memory]) -> Iterator[list[Text]]:
-    """By as much text as is embedded in about a second; a longer one by itself."""
-    portion: list[Text] = []
-    size = 0
-    for memory in memories:
-        text = _said(memory)
-        size += len(text)
-        if portion and size > PORTION:
-            yield portion
-            portion, size = [], len(text)
-        portion.append(Text(memory.memory_id, text))
-    if portion:
-        yield portion

@@ -117,7 +117,8 @@ class Index:
         """
         words = self._bm25.embed_query(_spaced(text))
         by_words = self._nearest(words, "bm25", where, n) if words.indices else {}
-        by_meaning = self._nearest(vector, self._vectors, where, n) if vector and self._vectors else {}
+        fits = vector is not None and len(vector) == self._dim > 0
+        by_meaning = self._nearest(vector, self._vectors, where, n) if fits else {}
         self._answered()
         return Found({id: score for id, score in by_words.items() if score > 0}, by_meaning)
 
@@ -139,11 +140,16 @@ class Index:
     # --- vectors ---------------------------------------------------------------------------------------
 
     def use_vectors(self, model: str, dim: int) -> None:
-        """Makes room for those of this model, and removes those of any other."""
+        """Makes room for those of this model, and removes those of any other. A `dim` of 0 is the one it had; where it
+        had none there is no room yet."""
         kept = json.loads((self._path / "edge_config.json").read_bytes()).get("vectors") or {}
+        dim = dim or kept.get(model, {}).get("size", 0)
         for name, kind in kept.items():
             if name != model or kind["size"] != dim:
                 self._shard.update(qe.UpdateOperation.delete_vector_name(name))
+        if not dim:
+            self._vectors, self._dim, self.has_vectors = "", 0, False
+            return
         if kept.get(model, {}).get("size") != dim:
             # Many to a point: one for each part of a long text, of which the nearest counts.
             parts = qe.MultiVectorConfig(qe.MultiVectorComparator.MaxSim)
@@ -177,7 +183,7 @@ class Index:
             self._changed(len(known))
 
     def _lacking(self) -> qe.Filter:
-        return qe.Filter(must_not=[qe.HasVectorCondition(self._vectors)])
+        return qe.Filter(must_not=[qe.HasVectorCondition(self._vectors)] if self._vectors else [])
 
     def delete(self, ids: Sequence[str]) -> None:
         self._shard.update(qe.UpdateOperation.delete_points(list(ids)))

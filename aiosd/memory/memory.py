@@ -17,6 +17,7 @@ import msgspec
 
 from aiosd.errors import InvalidParams, InvalidState
 from aiosd.memory import checks, ranking
+from aiosd.memory.embedding import LocalModel
 from aiosd.memory.follower import IDLE_S, Follower, open_follower
 from aiosd.memory.points import Where
 from aiosd.protocol.memory import Export, Exported, Lineage, NewMemory, Origin, Stats
@@ -49,14 +50,19 @@ def scope_of(session: Session) -> Scope:
 
 @asynccontextmanager
 async def open_memory(
-    database: Database, index_dir: Path, weights: Path | None = None, *, idle_s: float = IDLE_S
+    database: Database,
+    index_dir: Path,
+    weights: Path | None = None,
+    model: LocalModel | None = None,
+    *,
+    idle_s: float = IDLE_S,
 ) -> AsyncIterator[Memories]:
     """The memories in this database, with their index in this folder, which is made where there is none.
 
-    They are found by their words, and with the embedder's `weights` by their meaning. The worker that finds them ends
-    after `idle_s` unasked, until it is asked again.
+    They are found by their words, and by their meaning with the embedder's `weights` or a `model` instead of it. The
+    worker that finds them ends after `idle_s` unasked, until it is asked again.
     """
-    async with open_follower(database, index_dir, weights, idle_s=idle_s) as index:
+    async with open_follower(database, index_dir, weights, model, idle_s=idle_s) as index:
         yield Memories(database, index)
 
 
@@ -99,7 +105,7 @@ class Memories:
     @property
     def embedder(self) -> str:
         """The model that finds by meaning; "none", and why where one was to be used."""
-        return self._index.embedder
+        return self._index.embedding.embedder
 
     async def index(self, added: Sequence[Memory]) -> None:
         """Returns once recall finds these, which are committed; or when that takes long, for they are safe."""

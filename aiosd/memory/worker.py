@@ -69,10 +69,12 @@ class Worker:
         with self._indexing:
             return self._index.ids(after, n)
 
-    def query(self, *, text: str, meaning: str, where: dict[str, Any]) -> Found:
-        """The CANDIDATES by the words of `text` and by `meaning`; waits for the model where it is being loaded."""
-        vector = None
-        if self._index.has_vectors:
+    def query(
+        self, *, text: str, meaning: str, where: dict[str, Any], vector: list[float] | None = None
+    ) -> Found:
+        """The CANDIDATES by the words of `text` and by `meaning`, or its `vector`; waits for the model where it is
+        being loaded."""
+        if self._index.has_vectors and self._weights is not None:
             with suppress(EmbedderFailed):  # which `embed` tells; words are found all the same
                 vector = self._embedder().embed_query(meaning)
         with self._indexing:
@@ -98,6 +100,15 @@ class Worker:
             self._index.put_vectors(
                 {each.memory_id: parts for each, parts in zip(given, vectors, strict=True)}
             )
+
+    def use(self, *, model: str, dim: int) -> None:
+        """Vectors will come from elsewhere: of this model, with this many numbers; with 0 as many as it had before."""
+        with self._indexing:
+            self._index.use_vectors(model, dim)
+
+    def put_vectors(self, *, vectors: dict[str, list[list[float]]]) -> None:
+        with self._indexing:
+            self._index.put_vectors(vectors)
 
     def close(self) -> None:
         with self._indexing:
@@ -132,6 +143,7 @@ def main() -> None:
         worker = Worker(index, weights[0] if weights else None)
         quick: list[Callable[..., object]] = [worker.position, worker.put, worker.mend, worker.ids]
         quick += [worker.query, worker.delete, worker.clear, worker.lacking]
+        quick += [worker.use, worker.put_vectors]
         stdio.serve(_by_name(*quick), line, beside=_by_name(worker.embed))
         worker.close()
         os._exit(0)  # the thread beside may be in the middle of a text, which nobody waits for

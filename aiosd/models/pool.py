@@ -204,14 +204,14 @@ class Pool:
         choice = self._choose(size(request), members, {}, self._clock())
         return self._decision(request, choice, members, {}, None, None)
 
-    async def embed(self, texts: Sequence[str]) -> Embedded:
-        """By the first local backend that can, whatever its tier. Raises NoModelFits."""
+    async def embed(self, texts: Sequence[str], *, by: str | None = None) -> Embedded:
+        """By the first local backend that can, whatever its tier, or by this one. Raises NoModelFits."""
         failed = []
         members = (await self._members()).values()
         # What was made for vectors first: some servers make them with any model, and worse ones.
         for member in sorted(members, key=lambda m: not getattr(m.backend, "embeds", False)):
             backend = member.backend
-            if not backend.local or not isinstance(backend, Embedder):
+            if not backend.local or not isinstance(backend, Embedder) or by not in (None, member.name):
                 continue
             why = member.breaker.down(self._clock())
             if why is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from tests.doubles.http_double import HttpDouble, Script, Seen
@@ -15,6 +16,7 @@ class OpenAIDouble(HttpDouble):
         super().__init__(script)
         self.key = key
         self.embeds = True
+        self.meaning: Callable[[str], list[float]] = lambda text: [float(len(text)), 1.0]
         self.timings: dict[str, float] | None = None
         """As llama.cpp sends them, with the usage."""
         self.card: dict[str, Any] = {}
@@ -30,7 +32,7 @@ class OpenAIDouble(HttpDouble):
             if not self.embeds:
                 return 501, {"error": {"message": "This server does not support embeddings."}}
             texts = seen.body["input"]
-            data = [{"index": i, "embedding": [float(len(text)), 1.0]} for i, text in enumerate(texts)]
+            data = [{"index": i, "embedding": self.meaning(text)} for i, text in enumerate(texts)]
             return 200, {"object": "list", "data": data[::-1]}
         if seen.path != "/v1/models":
             return 404, {"error": {"message": "no such page"}}
