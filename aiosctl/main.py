@@ -17,11 +17,11 @@ from typer._click.formatting import HelpFormatter
 from typer._click.shell_completion import CompletionItem
 
 from aiosctl import completion
-from aiosctl.client import ErrorObject
+from aiosctl.client import ErrorObject, NotOurProtocol
 from aiosctl.quick import Handed
 from aiosctl.render import complaint
 from aiosctl.verb import Globals, Group, Verb, noun
-from aiosd.errors import AiosError, InternalError, InvalidParams
+from aiosd.errors import AiosError, InternalError, InvalidParams, MethodNotFound
 from aiosd.paths import paths
 
 COMMANDS = {
@@ -151,6 +151,8 @@ def _run(argv: list[str], given: Globals, handed: Handed | None) -> int:
             args or ["--help"], prog_name="aiosctl", standalone_mode=False, obj=given
         )
         return status if isinstance(status, int) else 0
+    except (MethodNotFound, InvalidParams, NotOurProtocol) as exc:
+        return _failed(_of_another_time(exc, given), given)
     except AiosError as exc:
         return _failed(exc, given)
     except ClickException as exc:
@@ -164,6 +166,33 @@ def _run(argv: list[str], given: Globals, handed: Handed | None) -> int:
     except OSError as exc:
         name = f"{exc.filename}: " if exc.filename else ""
         return _failed(AiosError(f"{name}{exc.strerror or exc}"), given)
+
+
+def _of_another_time(exc: AiosError, given: Globals) -> AiosError:
+    """A daemon from before an upgrade may not know what it was asked: then the way out is to restart it."""
+    from importlib.metadata import version  # late, all three: nothing else here needs them
+
+    from aiosctl import start
+    from aiosd.protocol.system import SystemPing
+
+    try:
+        with start.connect(option=given.socket, may_start=False, quiet=True, trace=False) as client:
+            daemon = client.call(SystemPing(), timeout_s=PING_S)
+            unit = start.has_unit(client.path, os.environ)
+    except AiosError:
+        return exc
+    ours = version("aiosd")
+    if daemon.version == ours:
+        return exc
+    return NotOurProtocol(
+        f"the daemon is aiosd {daemon.version}, this aiosctl is {ours}, and they do not understand each other ({exc});"
+        " restart the daemon, open tasks go on",
+        hint="systemctl --user restart aiosd.service" if unit else f"kill {daemon.pid}; aiosctl ping",
+    )
+
+
+PING_S = 2.0
+"""For the version of a daemon that did not understand."""
 
 
 def _failed(exc: AiosError, given: Globals) -> int:

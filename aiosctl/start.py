@@ -48,7 +48,7 @@ def connect(*, option: str | None, may_start: bool, quiet: bool, trace: bool) ->
     if option:
         raise NoDaemon(f"no daemon answers on {path}", hint=f"aiosd --socket {shlex.quote(str(path))} &")
     if not may_start:
-        hint = f"systemctl --user start {UNIT}" if _has_unit(path, os.environ) else "aiosctl ping"
+        hint = f"systemctl --user start {UNIT}" if has_unit(path, os.environ) else "aiosctl ping"
         raise NoDaemon(f"no daemon answers on {path}", hint=hint)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def connect(*, option: str | None, may_start: bool, quiet: bool, trace: bool) ->
             # Whoever had the lock before us may have started one.
             if client := _answering(path, trace):
                 return client
-            started = _start_unit() if _has_unit(path, os.environ) else _spawn(path, paths(), os.environ)
+            started = _start_unit() if has_unit(path, os.environ) else _spawn(path, paths(), os.environ)
     except OSError as exc:
         where_it_failed = exc.filename or path
         raise NoDaemon(
@@ -117,7 +117,7 @@ def _start_lock(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _has_unit(path: Path, environ: Mapping[str, str]) -> bool:
+def has_unit(path: Path, environ: Mapping[str, str]) -> bool:
     """Whether systemd keeps this very socket: its unit is installed, and nothing points us elsewhere."""
     runtime = environ.get("XDG_RUNTIME_DIR")
     if not runtime or path != Path(runtime) / "aiosd" / "aiosd.sock" or not shutil.which("systemctl"):

@@ -18,8 +18,9 @@ import pytest
 
 from aiosd.errors import AiosError, InvalidState
 from aiosd.state import memories
-from aiosd.state.database import Connection, LedgerFailed, connect, open_database
+from aiosd.state.database import Connection, connect, open_database
 from aiosd.state.migrations import SCRIPTS
+from aiosd.state.upgrade import LedgerFailed, copy_of
 from tests.state_writer import numbered
 
 pytestmark = pytest.mark.anyio
@@ -440,20 +441,97 @@ async def test_a_name_with_signs_of_an_address_is_a_name(tmp_path: Path) -> None
     assert path.exists()
 
 
-def test_a_migration_that_fails_leaves_the_schema_as_it_was(
+OLD = Path(__file__).parent / "data" / "ledger-1.sql"
+
+
+def old_ledger(path: Path) -> None:
+    """As an aiosd of the first schema left it."""
+    c = sqlite3.connect(path)
+    c.executescript(OLD.read_text())
+    c.close()
+
+
+def contents(path: Path) -> list[str]:
+    c = sqlite3.connect(path)
+    try:
+        return list(c.iterdump())
+    finally:
+        c.close()
+
+
+def test_an_older_ledger_is_copied_before_it_is_upgraded(tmp_path: Path) -> None:
+    path = tmp_path / "aiosd.db"
+    old_ledger(path)
+    before = contents(path)
+    connect(path).close()
+    copy = copy_of(path, 1)
+    assert contents(copy) == before
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert contents(path) != before
+    connect(path).close()  # nothing is left to do, and nothing is copied
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["aiosd.db", "aiosd.db.schema-1"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["CREATE TABLE fine (x); CREATE TABLE sessions (y)", "DROP TABLE tasks; SELECT no_such_function()"],
+)
+def test_a_migration_that_fails_leaves_the_ledger_as_it_was_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    path = tmp_path / "aiosd.db"
+    old_ledger(path)
+    before = contents(path)
+    monkeypatch.setattr("aiosd.state.upgrade.SCRIPTS", (*SCRIPTS, script))
+    with pytest.raises(LedgerFailed, match=f"from schema 1 to {len(SCRIPTS) + 1}: .*; it is as it was"):
+        connect(path)
+    assert contents(path) == before  # not half of the way, either
+    monkeypatch.undo()
+    connect(path).close()
+
+
+def test_a_migration_that_ruins_the_file_is_undone_by_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "aiosd.db"
+    old_ledger(path)
+    before = contents(path)
+    ruin = "COMMIT; DROP TABLE events; PRAGMA user_version = 99; BEGIN; SELECT no_such_function()"
+    monkeypatch.setattr("aiosd.state.upgrade.SCRIPTS", (*SCRIPTS, ruin))
+    with pytest.raises(LedgerFailed, match="it was restored from .*schema-1"):
+        connect(path)
+    assert contents(path) == before
+
+
+def test_a_ledger_that_cannot_be_copied_is_not_upgraded(tmp_path: Path) -> None:
+    path = tmp_path / "aiosd.db"
+    old_ledger(path)
+    before = contents(path)
+    (tmp_path / "aiosd.db.part").mkdir()  # in the copy's way, as a full disk would be
+    with pytest.raises(LedgerFailed, match="could not be copied before its upgrade"):
+        connect(path)
+    assert contents(path) == before
+
+
+def test_a_newer_ledger_names_who_made_it_and_where_the_older_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "aiosd.db"
     connect(path).close()
-    monkeypatch.setattr(
-        "aiosd.state.database.SCRIPTS", (*SCRIPTS, "CREATE TABLE fine (x); CREATE TABLE sessions (y)")
-    )
-    with pytest.raises(LedgerFailed, match="sessions already exists"):
+    with monkeypatch.context() as newer:
+        newer.setattr("aiosd.state.upgrade.SCRIPTS", (*SCRIPTS, "CREATE TABLE more (x)"))
+        newer.setattr("aiosd.state.upgrade.version", lambda name: "9.1.0")
+        connect(path).close()
+    with pytest.raises(LedgerFailed, match="made by aiosd 9.1.0; this is aiosd 0") as caught:
         connect(path)
-    monkeypatch.undo()
-    c = connect(path)
-    try:
-        assert c.execute("PRAGMA user_version").fetchone() == (len(SCRIPTS),)
-        assert c.execute("SELECT count(*) FROM sqlite_master WHERE name = 'fine'").fetchone() == (0,)
-    finally:
-        c.close()
+    assert str(copy_of(path, len(SCRIPTS))) in str(caught.value)
+    assert caught.value.hint == "pip install --upgrade 'aiosd>=9.1.0'"
+
+
+async def test_what_is_forgotten_is_in_no_copy_either(tmp_path: Path) -> None:
+    path = tmp_path / "aiosd.db"
+    old_ledger(path)
+    async with open_database(path) as database:
+        assert copy_of(path, 1).exists()
+        await database.scrub()
+    assert not copy_of(path, 1).exists()

@@ -40,7 +40,8 @@ from aiosd.records import (
     UsageEvent,
 )
 from aiosd.state import columns, memories, sessions, tasks
-from aiosd.state.database import APPLICATION_ID, Connection, connect, counts, open_database
+from aiosd.state.database import Connection, connect, counts, open_database
+from aiosd.state.upgrade import APPLICATION_ID
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 PAGES = 50

@@ -10,7 +10,8 @@ import msgspec
 from aiosd.models.estimator import Learnt
 from aiosd.models.member import Member
 from aiosd.state import learnt as rows
-from aiosd.state.database import Database, LedgerFailed
+from aiosd.state.database import Database
+from aiosd.state.upgrade import LedgerFailed
 
 logger = logging.getLogger(__name__)
 

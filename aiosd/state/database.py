@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shlex
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -23,16 +22,13 @@ from typing import Any, TypeAlias, TypeVar
 
 import anyio
 
-from aiosd.errors import AiosError, InvalidState
-from aiosd.state.migrations import SCRIPTS
+from aiosd.errors import InvalidState
+from aiosd.state.upgrade import LedgerFailed, bring, forget_copies
 
 Connection: TypeAlias = sqlite3.Connection
 """What a change or a query is given. It belongs to its thread: nothing lazy may leave the function."""
 
 T = TypeVar("T")
-
-APPLICATION_ID = 0x61696F73
-"""`aios` in the file's header: tells our ledger from another program's database."""
 
 BUSY_S = 10.0
 """How long a commit waits for another program that holds the file, as a backup or the sqlite3 shell may."""
@@ -44,10 +40,6 @@ GROUP = 1000
 """Changes in one commit at most, so that the first of them does not wait for ever."""
 
 logger = logging.getLogger(__name__)
-
-
-class LedgerFailed(AiosError):
-    """The file cannot be opened or written: the sentence names it and says why."""
 
 
 class Database:
@@ -286,38 +278,12 @@ def connect(path: Path) -> Connection:
     except (OSError, sqlite3.Error) as exc:
         raise LedgerFailed(f"{path} cannot be opened: {exc}") from exc
     try:
-        _migrate(connection, path)
+        bring(connection, path)
         connection.execute("PRAGMA foreign_keys = ON")
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def _migrate(connection: Connection, path: Path) -> None:
-    """Brings the file to the last schema, one transaction a number; looks whose it is before it writes."""
-    away = f"mv {shlex.quote(str(path))} {shlex.quote(str(path) + '.away')}"
-    try:
-        schema: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        owner: int = connection.execute("PRAGMA application_id").fetchone()[0]
-        tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if owner != APPLICATION_ID and (tables or schema):
-            raise LedgerFailed(f"{path} is another program's database", hint=away)
-        if schema > len(SCRIPTS):
-            raise LedgerFailed(
-                f"{path} has schema {schema}, which a newer aiosd has made; this one knows {len(SCRIPTS)}",
-                hint="pip install --upgrade aiosd",
-            )
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in a free page
-        for number, script in enumerate(SCRIPTS[schema:], schema + 1):
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {script};"
-                f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT"
-            )
-    except sqlite3.Error as exc:
-        raise LedgerFailed(f"{path} is no ledger that can be used: {exc}", hint=away) from exc
 
 
 def _connect_reader(path: Path) -> Connection:
@@ -328,6 +294,7 @@ def _connect_reader(path: Path) -> Connection:
 
 
 def _scrub(path: Path) -> None:
+    forget_copies(path)
     # A connection of its own, since the writer's is in a transaction whenever it is given something to do.
     with closing(sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)) as connection:
         (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
