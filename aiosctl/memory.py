@@ -26,6 +26,7 @@ from aiosd.protocol.memory import (
     MemoryImport,
     MemoryList,
     MemoryRecall,
+    MemoryReindex,
     MemoryRemember,
     MemoryStats,
     MemoryWhy,
@@ -34,7 +35,8 @@ from aiosd.protocol.memory import (
     Stats,
 )
 from aiosd.protocol.sessions import SessionCreate, SessionList
-from aiosd.records import Memory
+from aiosd.protocol.tasks import TaskAttach
+from aiosd.records import AnyEvent, Memory, ProgressEvent, Task, TaskResult
 
 app = noun("Memory: what is known about your work, across sessions.")
 
@@ -307,6 +309,37 @@ def memory_import(
         render.out(
             f"imported {added} {noun}" + (f"; {given - added} were here already" if given - added else "")
         )
+
+
+@app.command("reindex", cls=Verb)
+def memory_reindex(ctx: typer.Context) -> None:
+    """Make the index of all memories again; nothing is lost by that, and recall goes on.
+
+    \b
+    aiosctl memory reindex
+    """
+    with connect(ctx) as client:
+        _watch(ctx, client, client.call(MemoryReindex()))
+
+
+def _watch(ctx: typer.Context, client: Client, task: Task) -> None:
+    """Shows how far a task of the index has come until it ends. Raises what ended it."""
+    done = 0
+    total = client.call(MemoryStats(user_id=None)).memories
+    with render.progress("indexing", total, shown=not globals_of(ctx).json) as advance:
+
+        def heard(method: str, params: msgspec.Raw) -> None:
+            nonlocal done
+            event = msgspec.json.decode(params, type=AnyEvent)
+            if isinstance(event, ProgressEvent) and event.done is not None:
+                advance(event.done - done)
+                done = event.done
+
+        raw = client.ask(TaskAttach(task_id=task.task_id), timeout_s=None, on_notification=heard)
+    if globals_of(ctx).json:
+        render.document(raw)
+    else:
+        render.out(f"indexed {msgspec.json.decode(raw, type=TaskResult).result}")
 
 
 def _chunks(name: str, lines: Iterable[bytes]) -> Iterator[tuple[tuple[Exported, ...], int]]:

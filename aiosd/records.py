@@ -348,12 +348,14 @@ class StateEvent(Event, frozen=True, kw_only=True, tag="state"):
 
 
 class ProgressEvent(Event, frozen=True, kw_only=True, tag="progress", omit_defaults=True):
-    """What is waited for, or `recalled`: what memory gave for the task."""
+    """What is waited for; `recalled`: what memory gave for the task; `indexing`: how far the index has come."""
 
-    stage: Literal["queued", "loading", "recalled", "retrying"]
+    stage: Literal["queued", "loading", "recalled", "retrying", "indexing"]
     detail: str = ""
     place: int | None = None
     eta_s: float | None = None
+    done: int | None = None
+    total: int | None = None
     memories: tuple[ScoredMemory, ...] = ()
 
 

@@ -69,6 +69,7 @@ def test_what_methods_answer_fits_what_discover_says(daemon: Daemon, document: d
         ("memory.export", {}),
         ("memory.import", {"memories": []}),
         ("memory.stats", {}),
+        ("memory.reindex", {}),
         ("memory.forget", {"memory_id": memory, "dry_run": True}),
         ("tool.list", {}),
         ("tool.get", {"name": "clock"}),

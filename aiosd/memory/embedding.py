@@ -182,7 +182,9 @@ class Embedding:
                 self._release()
 
     async def embed(self, known: Sequence[Memory]) -> None:
-        """Puts the vectors of these. Raises AiosError."""
+        """Puts the vectors of these, where there is an embedder. Raises AiosError."""
+        if not self._embeds:
+            return
         for texts in _portions(known):
             if self._model is None:
                 await self._child.call("embed", {"texts": texts}, timeout_s=EMBED_S)

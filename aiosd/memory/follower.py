@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import msgspec
 
 from aiosd.child import Call, Child, ChildDied, backoff_s, open_child
 from aiosd.errors import AiosError, DeadlineExceeded
-from aiosd.memory.embedding import Embedding, LocalModel, said
+from aiosd.memory.embedding import TEXTS, Embedding, LocalModel, said
 from aiosd.memory.points import Point, Position, Where
 from aiosd.memory.ranking import Found
 from aiosd.memory.weights import MODEL
@@ -57,6 +57,13 @@ IDLE_S = 300.0
 
 CHECK_SHARE = 0.2
 """Of the worker's time, while it compares the index with the table: 100,000 memories take a minute."""
+
+
+class Progress(NamedTuple):
+    done: int
+    total: int
+    """Memories."""
+
 
 logger = logging.getLogger(__name__)
 
@@ -213,12 +220,50 @@ class Follower:
             await anyio.sleep((anyio.current_time() - began) * (1 / CHECK_SHARE - 1))
         logger.info("memory index checked", extra={"seq": seq, "mended": mended})
 
+    async def reindex(self) -> AsyncIterator[Progress]:
+        """Puts every memory and its vector again, in place: what is not there yet is found as before. Raises AiosError.
+
+        Left in the middle, what was put again and has no vector yet is embedded as what is new is.
+        """
+        await self._whole()
+        total = await self._database.read(lambda c: memories.position(c)[0])
+        seq = done = 0
+        try:
+            while rows := [
+                row
+                for row in await self._database.read(lambda c: memories.rows(c, seq, TEXTS))  # noqa: B023
+                if row[0] <= self._after
+            ]:
+                for points in _batches(rows):
+                    await self._child.call("mend", {"points": points, "all": True}, timeout_s=CHANGE_S)
+                    await self._take_back([point.memory_id for point in points])
+                await self.embedding.embed([memory for _, memory in rows])
+                seq = rows[-1][0]
+                done += len(rows)
+                yield Progress(min(done, total), total)
+        finally:
+            self.embedding.lacks()
+
+    async def _whole(self) -> None:
+        """Returns once the index has every row, however long that takes."""
+        while True:
+            done = anyio.Event()
+            self._waiting.append(done)
+            self._wake.set()
+            await done.wait()
+            if not self._is_behind:
+                return
+
     async def _mended(self, ids: list[str]) -> None:
-        """These were put again, perhaps just after they were forgotten; and they have no vectors yet."""
+        """These were put again, and have no vectors yet."""
+        await self._take_back(ids)
+        self.embedding.lacks()
+
+    async def _take_back(self, ids: Sequence[str]) -> None:
+        """Of these, which were put again, those that had just been forgotten."""
         kept = await self._database.read(lambda c: memories.there(c, ids))
         self._forgotten.update(set(ids) - kept)
         self._wake.set()
-        self.embedding.lacks()
 
     def _release(self, waiting: list[anyio.Event]) -> None:
         for done in waiting:

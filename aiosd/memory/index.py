@@ -80,8 +80,8 @@ class Index:
         self.last_seq = points[-1].seq
         self._changed(len(points))
 
-    def mend(self, points: Sequence[Point]) -> list[str]:
-        """Puts again those of the points that are not here as they would be put, or not at all; their ids.
+    def mend(self, points: Sequence[Point], *, all: bool = False) -> list[str]:
+        """Puts again those of the points that are not here as they would be put, or not at all; their ids. Or all.
 
         Their vectors of meaning are then lacking.
         """
@@ -90,7 +90,7 @@ class Index:
         )
         found = {str(record.id): record for record in here}
         made = [self._point(point) for point in points]
-        wrong = [point for point in made if not _is_as_put(found.get(str(point.id)), point)]
+        wrong = [point for point in made if all or not _is_as_put(found.get(str(point.id)), point)]
         if wrong:
             self._shard.update(qe.UpdateOperation.upsert_points(wrong))
             self._changed(len(wrong))

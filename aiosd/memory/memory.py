@@ -18,7 +18,7 @@ import msgspec
 from aiosd.errors import InvalidParams, InvalidState
 from aiosd.memory import checks, ranking
 from aiosd.memory.embedding import LocalModel
-from aiosd.memory.follower import IDLE_S, Follower, open_follower
+from aiosd.memory.follower import IDLE_S, Follower, Progress, open_follower
 from aiosd.memory.points import Where
 from aiosd.protocol.memory import Export, Exported, Lineage, NewMemory, Origin, Stats
 from aiosd.records import Memory, Privacy, ScoredMemory, Session
@@ -111,6 +111,10 @@ class Memories:
         """Returns once recall finds these, which are committed; or when that takes long, for they are safe."""
         if added:
             await self._index.caught_up()
+
+    def reindex(self) -> AsyncIterator[Progress]:
+        """Makes the index again, while recall goes on. Raises AiosError."""
+        return self._index.reindex()
 
     async def remember(
         self,

@@ -60,10 +60,10 @@ class Worker:
                 raise InvalidState(f"the index stands at {self._index.last_seq}, not at {after}")
             self._index.put(msgspec.convert(points, list[Point]))
 
-    def mend(self, *, points: list[Any]) -> list[str]:
-        """Puts again those of these that the index has otherwise, or not at all; their ids."""
+    def mend(self, *, points: list[Any], all: bool = False) -> list[str]:
+        """Puts again those of these that the index has otherwise, or not at all, or all of them; their ids."""
         with self._indexing:
-            return self._index.mend(msgspec.convert(points, list[Point]))
+            return self._index.mend(msgspec.convert(points, list[Point]), all=all)
 
     def ids(self, *, after: int, n: int) -> list[tuple[int, str]]:
         with self._indexing:

@@ -21,6 +21,7 @@ from aiosd.protocol.memory import (
     MemoryImport,
     MemoryList,
     MemoryRecall,
+    MemoryReindex,
     MemoryRemember,
     MemoryStats,
     MemoryWhy,
@@ -29,9 +30,10 @@ from aiosd.protocol.memory import (
     Remembered,
     Stats,
 )
-from aiosd.records import Memory
+from aiosd.records import Memory, Task
 from aiosd.state import memories, sessions
 from aiosd.state.memories import Scope
+from aiosd.tasks import upkeep
 
 
 @handles(MemoryRemember)
@@ -110,6 +112,11 @@ async def memory_import(services: Services, peer: server.Peer, params: MemoryImp
 @handles(MemoryStats)
 async def memory_stats(services: Services, peer: server.Peer, params: MemoryStats) -> Stats:
     return await services.memory.stats(params.user_id)
+
+
+@handles(MemoryReindex)
+async def memory_reindex(services: Services, peer: server.Peer, params: MemoryReindex) -> Task:
+    return await services.runner.start_upkeep(upkeep.REINDEX)
 
 
 @handles(MemoryForget)

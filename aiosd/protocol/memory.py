@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from aiosd.protocol.base import Params
-from aiosd.records import Memory, Record, ScoredMemory, Session, TaskState, Turn
+from aiosd.records import Memory, Record, ScoredMemory, Session, Task, TaskState, Turn
 
 
 class NewMemory(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -199,6 +199,13 @@ class MemoryStats(Params[Stats], frozen=True, kw_only=True):
 
     method = "memory.stats"
     returns = Stats
+
+
+class MemoryReindex(Params[Task], frozen=True, kw_only=True):
+    """Makes the index of all memories again, in a task that `task.attach` shows; recall goes on meanwhile."""
+
+    method = "memory.reindex"
+    returns = Task
 
 
 class Forgotten(Record, frozen=True, kw_only=True):

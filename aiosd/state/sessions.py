@@ -60,6 +60,15 @@ def find(c: Connection, session_id: str) -> Session | None:
     return None if row is None else _session(row)
 
 
+def of_agent(c: Connection, agent: str) -> Session | None:
+    """The open one that was used last."""
+    row = c.execute(
+        f"SELECT {_COLUMNS} FROM sessions WHERE state = 'open' AND agent = ? ORDER BY used_at DESC LIMIT 1",
+        (agent,),
+    ).fetchone()
+    return None if row is None else _session(row)
+
+
 def system(c: Connection, session_id: str) -> str | None:
     """What the session's models are told first. Raises NotFound."""
     row = c.execute(

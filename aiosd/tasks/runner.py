@@ -40,7 +40,7 @@ from aiosd.records import (
 )
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection
-from aiosd.tasks import descent, steps
+from aiosd.tasks import descent, steps, upkeep
 from aiosd.tasks.agent import Agent, Hands
 from aiosd.tasks.descent import Wish
 from aiosd.tools.kernel import Caller
@@ -114,7 +114,7 @@ class Runner:
         with anyio.CancelScope(shield=True):  # a row that is kept is worked on, whoever has gone meanwhile
             session, system, task, queued = await self._hands.database.write(create)
             if queued:
-                self._go(task, Agent(self._hands, session, system, task, params, queued), queued)
+                self._go(task, _agent(self._hands, session, system, task, params, queued), queued)
         return task
 
     async def spawn(self, caller: Caller, wish: Wish) -> Task:
@@ -173,7 +173,7 @@ class Runner:
                 return made
             session, params, task, queued = made
             system = agent.system if agent else None
-            self._go(task, Agent(self._hands, session, system, task, params, queued), queued)
+            self._go(task, _agent(self._hands, session, system, task, params, queued), queued)
         return task
 
     async def child(self, caller: Caller, number: int) -> str:
@@ -194,6 +194,15 @@ class Runner:
                     if news is None or any(isinstance(event, StateEvent) for event in news):
                         break
         return task
+
+    async def start_upkeep(self, work: str) -> Task:
+        """A task of the daemon's own; the one that is at this work already, if there is one."""
+        for task_id in self._runs:
+            task = await self._get(task_id)
+            if task.task == work:
+                return task
+        session = await self._hands.database.write(lambda c: upkeep.session_of(c, datetime.now(UTC)))
+        return await self.start(SessionRun(session_id=session.session_id, task=work))
 
     async def recover(self) -> int:
         """Takes up every task that a daemon before this one left open, from where its journal ends. Those that
@@ -234,7 +243,7 @@ class Runner:
             )
 
         session, system, params, journal = await self._hands.database.read(read)
-        return Agent(self._hands, session, system, task, params, journal), journal
+        return _agent(self._hands, session, system, task, params, journal), journal
 
     async def cancel(self, task_id: str) -> Task:
         """The task as it is once it has ended. Raises NotFound, and InvalidState if it had ended before."""
@@ -377,6 +386,18 @@ class Runner:
             tally.TASKS.add(time.monotonic() - began, run.agent.state)
             del self._runs[task.task_id]
             run.ended.set()
+
+
+def _agent(
+    hands: Hands,
+    session: Session,
+    system: str | None,
+    task: Task,
+    params: SessionRun,
+    journal: tuple[Kept, ...],
+) -> Agent:
+    kind = upkeep.Upkeep if session.agent == upkeep.AGENT else Agent
+    return kind(hands, session, system, task, params, journal)
 
 
 @asynccontextmanager
