@@ -152,6 +152,8 @@ class Turn(Record, frozen=True, kw_only=True):
     created_at: datetime
     task_id: str | None
     privacy: Privacy
+    trust: float = 1.0
+    """Of a note: that of the memory it is."""
 
 
 class Tool(Record, frozen=True, kw_only=True, rename={"input_schema": "inputSchema"}):

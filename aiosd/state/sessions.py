@@ -242,6 +242,7 @@ def _note(memory: Memory) -> Turn:
         created_at=memory.created_at,
         task_id=None,
         privacy=memory.privacy,
+        trust=memory.trust,
     )
 
 

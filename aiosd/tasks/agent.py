@@ -386,6 +386,10 @@ class Agent:
             result = msgspec.structs.replace(result, result=msgspec.json.decode(message.text))
         now = self._clock()
         privacy = context.privacy(self.session, self._turns, self._journal)
+        session_id = self.session.session_id
+        given = {m.memory_id for m in context.recalled(self._journal)}
+        quoted = {source.ref for source in result.sources if source.kind == "memory"}
+        rests_on = (given if result.generated else quoted) | set(self._acting.recalled)
         memory = self._hands.memory.record(
             self.session,
             f"Task: {self.params.task}\nResult: {message.text[:REMEMBERED_CHARS]}",
@@ -393,11 +397,10 @@ class Agent:
             source=f"task:{self.task.task_id}",
             privacy=privacy,
             created_at=now,
+            trust=min(
+                context.trust(self.params, self._journal, rests_on), *self._acting.recalled.values(), 1.0
+            ),
         )
-        session_id = self.session.session_id
-        given = {m.memory_id for m in context.recalled(self._journal)}
-        quoted = {source.ref for source in result.sources if source.kind == "memory"}
-        rests_on = (given if result.generated else quoted) | self._acting.recalled
 
         def keep(c: Connection) -> None:
             for role, content in (("user", self.params.task), ("assistant", message.text)):

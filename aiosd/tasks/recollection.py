@@ -11,6 +11,7 @@ import msgspec
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.protocol.memory import NewMemory
 from aiosd.records import Session
+from aiosd.tasks import context
 from aiosd.tools.kernel import KernelTool, kernel_tool
 
 
@@ -18,8 +19,8 @@ class Acting(msgspec.Struct):
     """The run that calls these tools."""
 
     task_id: str
-    recalled: set[str] = msgspec.field(default_factory=set)
-    """Ids of the memories that they gave it: what it says may rest on them."""
+    recalled: dict[str, float] = msgspec.field(default_factory=dict)
+    """Ids of the memories that they gave it, with the trust in each: what it says may rest on them."""
 
 
 ACTING: ContextVar[Acting | None] = ContextVar("acting", default=None)
@@ -58,8 +59,9 @@ def memory_tools(memories: Memories) -> Mapping[str, KernelTool]:
         # Private memories stay out of a session whose text may leave: a tool's result is part of the next prompt.
         open_to = [m for m in found if session.privacy == "local" or m.privacy == "any"]
         if (acting := ACTING.get()) is not None:
-            acting.recalled.update(m.memory_id for m in open_to)
-        return "\n".join(f"[{m.created_at.isoformat()}] {m.content}" for m in open_to) or "Nothing found."
+            acting.recalled.update((m.memory_id, m.trust) for m in open_to)
+        lines = [f"[{m.created_at.isoformat()}] {context.as_data(m.content, m.trust)}" for m in open_to]
+        return "\n".join(lines) or "Nothing found."
 
     return {
         "remember": kernel_tool(remember, permissions=["memory"]),
