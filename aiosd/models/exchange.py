@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import AsyncGeneratorType
 
 import anyio
 import anyio.lowlevel
@@ -126,8 +127,6 @@ async def _stream(
                     if waiting.cancel_called:  # the very moment: it is too late for this delta
                         await anyio.lowlevel.checkpoint()
                     await collector.take(delta)
-                    if collector.done is not None:
-                        break
         if waiting.cancelled_caught:
             assert patience is not None
             raise Overdue(patience)
@@ -241,7 +240,8 @@ async def closing(stream: AsyncIterator[Delta]) -> AsyncIterator[AsyncIterator[D
     try:
         yield stream
     finally:
-        if isinstance(stream, AsyncGenerator):
+        # One that has come to its end has closed by itself.
+        if isinstance(stream, AsyncGeneratorType) and stream.ag_frame is not None:
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await stream.aclose()
 

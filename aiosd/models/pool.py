@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import anyio.to_thread
@@ -62,7 +62,8 @@ class Pool:
         self._saved_s = clock()
         self._slots = Slots(clock, tasks)
         self._users = 0
-        self._unused = anyio.Event()
+        self._unused: anyio.Event | None = None
+        """Made by who waits for it."""
         for member in members.values():
             self._slots.add(member)
 
@@ -85,8 +86,13 @@ class Pool:
         that costs less answered.
         """
         began = self._clock()
-        with self._used():
+        self._users += 1
+        try:
             reply = await self._reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
+        finally:
+            self._users -= 1
+            if not self._users and self._unused is not None:
+                self._unused.set()
         tally.REPLIES.add(self._clock() - began, reply.backend)
         tally.WAITS.add(reply.decision.sent_s or 0.0, reply.backend)
         tally.TOKENS.add(reply.backend, "input", by=reply.usage.input_tokens)
@@ -259,19 +265,8 @@ class Pool:
     async def idle(self) -> None:
         """Returns once no reply is on its way."""
         while self._users:
-            await self._unused.wait()
-
-    @contextmanager
-    def _used(self) -> Iterator[None]:
-        if not self._users:
             self._unused = anyio.Event()
-        self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._unused.set()
+            await self._unused.wait()
 
     async def save(self) -> None:
         """Writes down what was learnt of the backends."""
