@@ -13,10 +13,11 @@ import typer
 from aiosctl import render, resolve
 from aiosctl.answer import Watch, not_chosen
 from aiosctl.asking import Asker
-from aiosctl.options import AnswerAlone, IdsAlone, TaskId
+from aiosctl.options import AnswerAlone, IdsAlone, TaskId, tasks
 from aiosctl.verb import answer, connect, globals_of
 from aiosd.errors import NotFound, from_wire
-from aiosd.paths import paths
+from aiosd.paths import paths, user_name
+from aiosd.protocol.memory import MemoryWhy
 from aiosd.protocol.tasks import TaskAttach, TaskGet, TaskList, Tasks
 from aiosd.records import Task, TaskState
 
@@ -112,14 +113,28 @@ def logs(
     os.execvp(argv[0], argv)
 
 
-def why(ctx: typer.Context, id: TaskId) -> None:
-    """Tell how a task came to its answer: what it was given, who answered and why, what that took.
+def why(
+    ctx: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="ID", help="Of a task or a memory.", autocompletion=tasks)],
+) -> None:
+    """Tell how a task came to its answer, or a memory to be there: given what, by whom and why, at what cost.
 
     \b
     aiosctl why @last
+    aiosctl why "$(aiosctl memory list -q | head -1)"
     """
     with connect(ctx) as client:
-        answer(ctx, client, TaskGet(task_id=resolve.task(client, id)), reasons)
+        try:
+            task_id = resolve.task(client, id)
+            if resolve.whole(id):
+                client.call(TaskGet(task_id=id))
+        except NotFound:
+            from aiosctl.memory import lineage  # late: mostly it is a task
+
+            memory_id = resolve.memory(client, id, user_name())
+            answer(ctx, client, MemoryWhy(memory_id=memory_id), lineage)
+        else:
+            answer(ctx, client, TaskGet(task_id=task_id), reasons)
 
 
 def reasons(task: Task) -> None:

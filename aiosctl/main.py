@@ -26,7 +26,9 @@ from aiosd.paths import paths
 
 COMMANDS = {
     "run": ("run:run", "Run a task and print its answer."),
+    "chat": ("chat:chat", "Talk in one session, a task a line."),
     "ps": ("jobs:ps", "List the tasks that have not ended, those at work first."),
+    "top": ("top:top", "Watch tasks, queues, backends, spend and memory."),
     "attach": (
         "jobs:attach",
         "Watch a task from its first event on, and print its answer as run does. Ctrl-C leaves the task alone.",
@@ -38,7 +40,7 @@ COMMANDS = {
     "kill": ("task:task_cancel", "Cancel a task."),
     "why": (
         "jobs:why",
-        "Tell how a task came to its answer: what it was given, who answered and why, what that took.",
+        "Tell how a task came to its answer, or a memory to be there: given what, by whom and why, at what cost.",
     ),
     "stats": ("stats:stats", "Add up runs, tokens, money and misses by model and agent."),
     "session": ("session:app", "Sessions: conversations with their own rights and memory."),

@@ -208,23 +208,25 @@ def memory_why(
     aiosctl memory why @last
     """
 
-    def text(found: Lineage) -> None:
-        memory, session = found.memory, found.session
-        rows: list[tuple[str, str, datetime | None, str, str]] = [_traced("memory", memory)]
-        if session is not None:
-            rows.append(("session", session.session_id, session.created_at, session.state, session.title))
-        rows += [("task", str(run.number), None, run.state, run.task) for run in found.tasks]
-        rows += [("turn", "-", turn.created_at, turn.role, turn.content) for turn in found.turns]
-        rows += [_traced("made from", each) for each in found.derived_from]
-        rows += [_traced("became", each) for each in found.derived]
-        short = render.short([id for _, id, *_ in rows])
-        render.table(
-            ["", "id", "when", "kind", "content"],
-            [(what, id, *more) for (what, _, *more), id in zip(rows, short, strict=True)],
-        )
-
     with connect(ctx) as client:
-        answer(ctx, client, MemoryWhy(memory_id=resolve.memory(client, id, user_name())), text)
+        answer(ctx, client, MemoryWhy(memory_id=resolve.memory(client, id, user_name())), lineage)
+
+
+def lineage(found: Lineage) -> None:
+    """Where a memory came from and what became of it, a row each."""
+    memory, session = found.memory, found.session
+    rows: list[tuple[str, str, datetime | None, str, str]] = [_traced("memory", memory)]
+    if session is not None:
+        rows.append(("session", session.session_id, session.created_at, session.state, session.title))
+    rows += [("task", str(run.number), None, run.state, run.task) for run in found.tasks]
+    rows += [("turn", "-", turn.created_at, turn.role, turn.content) for turn in found.turns]
+    rows += [_traced("made from", each) for each in found.derived_from]
+    rows += [_traced("became", each) for each in found.derived]
+    short = render.short([id for _, id, *_ in rows])
+    render.table(
+        ["", "id", "when", "kind", "content"],
+        [(what, id, *more) for (what, _, *more), id in zip(rows, short, strict=True)],
+    )
 
 
 def _traced(what: str, memory: Memory) -> tuple[str, str, datetime | None, str, str]:

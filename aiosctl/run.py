@@ -185,6 +185,13 @@ def go_on(handed: Handed) -> int:
     return watch.finish(raw, SessionRun.method, json=False)
 
 
+def watched(client: Client, params: SessionRun, *, quiet: bool) -> int:
+    """Runs a task and shows it, on a terminal as it comes: the exit status."""
+    watch = Watch(live=render.for_people(), quiet=quiet)
+    raw = _watched(client, watch, lambda: client.ask(params, timeout_s=None, on_notification=watch))
+    return watch.finish(raw, params.method, json=False)
+
+
 def _watched(client: Client, watch: Watch, asked: Callable[[], bytes]) -> bytes:
     """The result, once it is there. Ctrl-C cancels the task: it would go on without us."""
     watch.asker = Asker(client.path)

@@ -56,8 +56,9 @@ class Stats(Record, frozen=True, kw_only=True):
 def stats(
     ctx: typer.Context,
     since: Annotated[
-        float, typer.Option("--since", parser=seconds, metavar="TIME", help="How far back: 7d, 12h, 30m.")
-    ] = WEEK_S,
+        float | None,
+        typer.Option("--since", parser=seconds, metavar="TIME", help="How far back: 12h, 30m; else 7d."),
+    ] = None,
 ) -> None:
     """Add up runs, tokens, money and misses by model and agent.
 
@@ -65,7 +66,7 @@ def stats(
     aiosctl stats --since 7d
     aiosctl stats --since 24h --json | jq .total.cost_usd
     """
-    begin = datetime.now(UTC) - timedelta(seconds=since)
+    begin = datetime.now(UTC) - timedelta(seconds=WEEK_S if since is None else since)
     with connect(ctx) as client:
         agents = dict(_agents(client))
         found = added(_since(client, begin), agents, begin)

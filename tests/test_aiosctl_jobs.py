@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import stat
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,9 +17,12 @@ import pytest
 
 from aiosctl.jobs import span
 from aiosctl.stats import added
+from aiosctl.top import View, picture
+from aiosd.protocol.tasks import TaskList
 from aiosd.records import Task
 from tests.aiosctl_double import AIOSCTL, T0, WAIT_S, Connection, Ctl, Double, giving, message, result, task
 from tests.daemon import Daemon
+from tests.test_aiosctl_terminal import Terminal
 
 
 def by_state(*tasks: dict[str, Any]) -> Any:
@@ -126,9 +131,13 @@ def test_stats_add_up_by_model_and_agent_what_is_young_enough() -> None:
 
 def test_what_was_run_is_counted_listed_explained_and_completed(daemon: Daemon, tmp_path: Path) -> None:
     assert daemon.ctl("run", "-q", "What is 6 * 7?", cwd=tmp_path).stdout == "42\n"
-    total = json.loads(daemon.ctl("stats", "--since", "1h", "--json").stdout)["total"]
+    total = json.loads(daemon.ctl("stats", "--json").stdout)["total"]
     assert (total["runs"], total["failed"]) == (1, 0)
     assert "from tool\tcalculator: 42" in daemon.ctl("why", "@last").stdout
+    memory = daemon.ctl("memory", "list", "-q").stdout.splitlines()[0]
+    assert "task\t1\t-\tcompleted\tWhat is 6 * 7?" in daemon.ctl("why", memory).stdout
+    assert daemon.ctl("why", "gone").returncode == 66
+    assert "extractive" in daemon.ctl("top").stdout
     assert daemon.ctl("attach", "@last", "-q").stdout == "42\n"
     assert daemon.ctl("ps").stdout == ""
     for words, name in [
@@ -146,6 +155,85 @@ def test_what_was_run_is_counted_listed_explained_and_completed(daemon: Daemon, 
         done = daemon.ctl(environ=asked)
         assert (done.returncode, done.stderr) == (0, "")
         assert name in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (20, 5), (200, 60)])
+def test_a_picture_fits_the_terminal_and_says_what_it_leaves_out(columns: int, lines: int) -> None:
+    backend = {
+        "name": "small",
+        "kind": "ollama",
+        "model": "llama3.2",
+        "url": None,
+        "local": True,
+        "tiers": ["fast"],
+        "state": "up",
+        "reason": None,
+        "slots": 2,
+        "in_flight": 1,
+        "price_in": 0.0,
+        "price_out": 0.0,
+        "queued": 3,
+        "tokens_per_s": 41.25,
+    }
+    info = {
+        "version": "1",
+        "protocol": 1,
+        "uptime_s": 3700.0,
+        "paths": {},
+        "sandbox": "none",
+        "embedder": "none",
+        "counts": {"memories": 12},
+        "backends": ["small"],
+    }
+    day = {"scope": "day", "cap_usd": 2.0, "spent_usd": 0.5, "held_usd": 0.0, "left_usd": 1.5}
+    tasks = [task(number=n, state="working", task="work " * 50, started_at=T0) for n in range(50)]
+    view = msgspec.convert(
+        {"info": info, "backends": [backend], "tasks": tasks, "limits": {"limits": [day]}}, View
+    )
+    shown = picture(view, NOW + timedelta(seconds=90), columns=columns, lines=lines)
+    assert len(shown) == lines and all(len(line) <= columns for line in shown)
+    assert re.fullmatch(r"and \d+ more", shown[-1])
+    if columns >= 80:
+        assert shown[0] == "aiosd 1  up 1h01m  spent today $0.5000 of $2.00"
+        assert shown[5].split() == ["small", "up", "1/2", "3", "41.2", "llama3.2"]
+        assert shown[8].startswith("0        working         1m30s ")
+
+
+def test_top_is_live_until_q(daemon: Daemon, tmp_path: Path) -> None:
+    terminal = Terminal(at(daemon, tmp_path), "top")
+    terminal.until("extractive")
+    terminal.type(b"q")
+    status, seen = terminal.end()
+    assert status == 0
+    assert seen.endswith("\x1b[?25h\x1b[?1049l")
+
+
+def test_a_line_of_chat_can_be_edited_and_is_found_again_in_the_next(daemon: Daemon, tmp_path: Path) -> None:
+    terminal = Terminal(at(daemon, tmp_path), "chat")
+    terminal.until("> ")
+    terminal.type(b"What is 6 * 8?\x02\x02\x047\r")  # two back, one deleted
+    terminal.until("\r\n42\r\n")
+    terminal.until("model setup\r\n> ")
+    terminal.type(b"\x03")
+    terminal.until("model setup\r\n> \r\n> ")
+    terminal.type(b"\x04")
+    assert terminal.end()[0] == 0
+    again = Terminal(at(daemon, tmp_path), "chat", "-c")
+    again.until("> ")
+    again.type(b"\x1b[A\r")
+    again.until("\r\n42\r\n")
+    again.until("model setup\r\n> ")
+    again.type(b"\x04")
+    assert again.end()[0] == 0
+    sessions = {each.session_id for each in daemon.call(TaskList()).tasks}
+    assert len(sessions) == 1
+    assert stat.S_IMODE((daemon.home / "state" / "chat_history").stat().st_mode) == 0o600
+
+
+def at(daemon: Daemon, folder: Path) -> Ctl:
+    ctl = Ctl.__new__(Ctl)
+    ctl.folder, ctl.env = folder, dict(daemon.environ)
+    return ctl
 
 
 def test_completion_without_a_daemon_gives_nothing_and_starts_none(ctl: Ctl) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiosctl import main, quick
@@ -60,6 +60,7 @@ def test_what_is_hot_is_what_typer_makes_of_it(argv: list[str]) -> None:
     assert parsed(argv) == (argv[0], expected)
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_task_that_is_hot_is_typers_task(task: str) -> None:
     if quick.hot(["run", task]):

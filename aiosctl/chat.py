@@ -1,0 +1,115 @@
+"""aiosctl chat: one session, a task a line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from aiosctl import render, resolve
+from aiosctl.options import AgentName, Backend, OfSession
+from aiosctl.quick import here, title
+from aiosctl.run import watched
+from aiosctl.verb import connect
+from aiosd.errors import AiosError, InvalidParams
+from aiosd.paths import paths
+from aiosd.protocol.sessions import SessionCreate, SessionRun
+from aiosd.records import Tier
+
+PROMPT = "> "
+KEPT_LINES = 1000
+"""Of the history."""
+
+
+def chat(
+    ctx: typer.Context,
+    session_id: OfSession = None,
+    go_on_here: Annotated[
+        bool, typer.Option("--continue", "-c", help="In the last session of this folder, if there is one.")
+    ] = False,
+    agent: AgentName = None,
+    write: Annotated[bool, typer.Option("--write", help="A new session may change this folder.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Nothing of a new session leaves this machine.")
+    ] = False,
+    tier: Annotated[Tier | None, typer.Option(help="How able a model is asked.")] = None,
+    backend: Backend = None,
+) -> None:
+    """Talk in one session, a task a line. Ctrl-C cancels an answer, Ctrl-D ends; Up and Ctrl-R find earlier lines.
+
+    \b
+    aiosctl chat
+    aiosctl chat -c --tier capable
+    """
+    workspace = here()
+    if session_id and (agent or write or private):
+        raise InvalidParams("--agent, --write and --private are for a new session")
+    with connect(ctx) as client:
+        if session_id:
+            session_id = resolve.session(client, session_id, state="open")
+        elif go_on_here:
+            session_id = resolve.session_here(client, workspace)
+    with _history():
+        for words in _lines():
+            try:
+                with connect(ctx) as client:  # one a line: a daemon that was restarted meanwhile is no end
+                    if session_id is None:
+                        new = SessionCreate(
+                            title=title(words),
+                            agent=agent,
+                            privacy="local" if private else "any",
+                            workspace=workspace,
+                            write=write,
+                        )
+                        session_id = client.call(new).session_id
+                    params = SessionRun(
+                        session_id=session_id, task=words, tier=tier, backend=backend, stream=True
+                    )
+                    watched(client, params, quiet=False)
+            except AiosError as exc:
+                render.complaint(str(exc), exc.hint)
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, until Ctrl-D; or piped in. A Ctrl-C there drops the line."""
+    while True:
+        try:
+            words = input(PROMPT if render.for_people() else "").strip()
+        except EOFError:
+            if render.for_people():
+                render.out("")
+            return
+        except KeyboardInterrupt:
+            render.out("")
+            continue
+        except UnicodeDecodeError:
+            render.complaint("that line is not UTF-8 text", None)
+            continue
+        if words:
+            yield words
+
+
+@contextmanager
+def _history() -> Iterator[None]:
+    """Lines can be edited and found again, those of earlier chats too. They are the user's alone."""
+    if not (sys.stdin.isatty() and render.for_people()):
+        yield
+        return
+    import readline  # late: importing it is what makes input() edit
+
+    file = paths().state / "chat_history"
+    try:
+        readline.read_history_file(file)
+    except OSError:
+        pass  # the first chat
+    readline.set_history_length(KEPT_LINES)
+    try:
+        yield
+    finally:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
+        readline.write_history_file(file)
