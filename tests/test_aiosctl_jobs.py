@@ -157,7 +157,7 @@ def test_what_was_run_is_counted_listed_explained_and_completed(daemon: Daemon, 
         assert name in done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (20, 5), (200, 60)])
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (20, 5), (200, 40)])
 def test_a_picture_fits_the_terminal_and_says_what_it_leaves_out(columns: int, lines: int) -> None:
     backend = {
         "name": "small",
