@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -15,13 +16,15 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from aiosctl import render
+from aiosctl import render, resolve
 from aiosctl.client import Client
+from aiosctl.quick import here
 from aiosctl.setup import replace
 from aiosctl.verb import Verb, answer, connect, noun
 from aiosd.errors import AiosError, InvalidParams, InvalidState, NotFound
 from aiosd.paths import paths
 from aiosd.protocol.mcp import McpApprove, McpList, McpServer, McpServers
+from aiosd.protocol.sessions import SessionCreate
 from aiosd.protocol.system import SystemReload
 
 app = noun("MCP servers, whose tools sessions may use.")
@@ -137,7 +140,7 @@ def mcp_add(
     fields |= {"cwd": str(cwd.absolute())} if cwd else {}
     fields |= {"hosts": hosts} if hosts else {}
     fields |= {"paths": allowed} if allowed else {}
-    text = section(name, fields, dict(_pair(each) for each in env or ()))
+    text = config_section(name, fields, dict(_pair(each) for each in env or ()))
     replace(file, before.rstrip() + (b"\n\n" if before.strip() else b"") + text.encode())
     try:
         with connect(ctx) as client:
@@ -170,10 +173,41 @@ def mcp_remove(ctx: typer.Context, name: Name) -> None:
         _reload(client)
 
 
+@app.command("serve", cls=Verb)
+def mcp_serve(
+    ctx: typer.Context,
+    session_id: Annotated[
+        str | None,
+        typer.Option(
+            "--session", "-s", metavar="ID", help="Whose tools and memory; without it, a new one's."
+        ),
+    ] = None,
+) -> None:
+    """Offer a session's tools and memory to an MCP client, on standard input and output.
+
+    \b
+    aiosctl mcp serve -s work
+    claude mcp add aiosd -- aiosctl mcp serve -s work
+
+    A tool that would ask is refused, unless you have once answered `always`.
+    """
+    if importlib.util.find_spec("mcp") is None:
+        raise InvalidState("the MCP SDK is not installed beside aiosctl", hint="pip install 'aiosd[mcp]'")
+    with connect(ctx) as client:
+        if session_id is None:
+            new = SessionCreate(title="mcp serve", workspace=here())
+            session_id = client.call(new).session_id
+        else:
+            session_id = resolve.session(client, session_id, state="open")
+        path = client.path
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "aiosd.mcp_server", str(path), session_id])
+
+
 # --- the config --------------------------------------------------------------------------------------------
 
 
-def section(name: str, fields: dict[str, Any], env: dict[str, str]) -> str:
+def config_section(name: str, fields: dict[str, Any], env: dict[str, str]) -> str:
     """TOML; its strings are JSON's."""
 
     def value(given: object) -> str:

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosctl.mcp import section, without
+from aiosctl.mcp import config_section as section
+from aiosctl.mcp import without
 from aiosd.errors import InvalidParams, PermissionDenied, ToolFailed
 from aiosd.protocol.audit import AuditTail
 from aiosd.protocol.mcp import McpApprove, McpList

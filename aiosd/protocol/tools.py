@@ -33,11 +33,13 @@ class ToolGet(Params[Tool], frozen=True, kw_only=True):
 
 
 class ToolCall(Params[ToolResult], frozen=True, kw_only=True):
-    """Calls a tool with a session's rights; the owner's own act, so it needs no approval."""
+    """Calls a tool with a session's rights. As the owner's own act it needs no approval; in the name of a model, what
+    would ask is refused unless its user once said `always`."""
 
     session_id: str
     name: str
     arguments: dict[str, Any] = msgspec.field(default_factory=dict)
+    by: Literal["owner", "model"] = "owner"
 
     method = "tool.call"
     returns = ToolResult
