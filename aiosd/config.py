@@ -53,7 +53,7 @@ class Backend(Section, frozen=True, kw_only=True):
     price_out: float = 0.0
     context: int | None = None
     """Tokens of a model's window, prompt and answer. Default: of an ollama what the model takes, at most 8192; of a
-    gguf 8192."""
+    gguf 8192; of an openai what the server says (llama.cpp and vLLM do), and nothing is left out where it does not."""
     local: bool | None = None
     """Overrides what the address says."""
 

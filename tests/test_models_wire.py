@@ -430,7 +430,7 @@ async def test_a_model_that_moves_elsewhere_later_gets_no_private_text() -> None
 
 @both
 async def test_a_probe_of_a_server_that_hangs_ends(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"aiosd.models.{kind}.PROBE_S", 0.05)
+    monkeypatch.setattr("aiosd.models.endpoint.PROBE_S", 0.05)
     async with serving(kind) as (backend, double):
         await deltas(backend, user("hi"))  # the package's import counts against nothing
         monkeypatch.setattr(double, "other", _never)

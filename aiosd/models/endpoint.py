@@ -6,7 +6,7 @@ import math
 import random
 import shutil
 import string
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,57 @@ class Endpoint:
     def has(self, program: str) -> bool:
         """Whether this machine has it."""
         return shutil.which(program, path=self._environ.get("PATH")) is not None
+
+    # --- what goes wrong, in the words and with the consequences that all servers share
+
+    def refusal(
+        self, model: str, status: int, text: str, retry_after: str | None, now: float
+    ) -> BackendFailed:
+        """A status of 400 or more. `text` is the server's own, `now` the time of day."""
+        match status:
+            case 401 | 403:
+                key = self.key_name
+                what = (
+                    f"the key in {key}" if key else f"to answer without a key (set key_env of `{self.name}`)"
+                )
+                return BackendFailed(f"{self.url} refused {what}", retry_after_s=math.inf)
+            case 429 | 503:
+                wait_s = retry_after_s(retry_after, now)
+                busy = retry_after is not None
+                return BackendFailed(f"{self.url} is busy: {text}", retry_after_s=wait_s, busy=busy)
+            case _ if 400 <= status < 500 or status == 501:
+                return BackendFailed(f"`{model}` refused the request: {text}", fault="request")
+            case _:
+                return BackendFailed(f"{self.url} failed with status {status}: {text}")
+
+    def stalled(self) -> BackendFailed:
+        return BackendFailed(f"{self.url} said nothing for {READ_S:.0f} s", retry_after_s=STALLED_S)
+
+    def cut(self, why: str) -> BackendFailed:
+        return BackendFailed(f"{self.url} cut the connection: {why}")
+
+    def alien(self, protocol: str, why: object) -> BackendFailed:
+        return BackendFailed(f"{self.url} does not speak {protocol}'s protocol: {why}")
+
+    async def probed(
+        self,
+        nobody: Callable[[], BackendFailed],
+        ready: Callable[[], Awaitable[object]],
+        ask: Callable[[], Awaitable[object]],
+    ) -> BackendFailed | None:
+        """How `ask` fails, within PROBE_S; before it, `ready` takes as long as an import does. Nothing is imported for
+        a server that is not there."""
+        if not await self.listens():
+            return nobody()
+        try:
+            await ready()
+            with anyio.fail_after(PROBE_S):
+                await ask()
+        except BackendFailed as exc:
+            return exc
+        except TimeoutError:
+            return BackendFailed(f"{self.url} did not answer within {PROBE_S:.0f} s")
+        return None
 
     async def listens(self, within_s: float = PROBE_S) -> bool:
         """Whether anything accepts connections there: known without the SDK, whose import costs up to 1 s."""

@@ -29,13 +29,10 @@ from aiosd.models.backend import (
 )
 from aiosd.models.endpoint import (
     CONNECT_S,
-    PROBE_S,
     READ_S,
     REFUSED_S,
-    STALLED_S,
     Endpoint,
     call_id,
-    retry_after_s,
     said,
     tools_of,
 )
@@ -254,16 +251,12 @@ class Server:
         except (httpx.ConnectError, httpx.ConnectTimeout, ConnectionError):
             raise self.nobody() from None
         except httpx.TimeoutException:
-            raise BackendFailed(
-                f"{self.url} said nothing for {READ_S:.0f} s", retry_after_s=STALLED_S
-            ) from None
+            raise self.endpoint.stalled() from None
         except httpx.HTTPError as exc:
-            raise BackendFailed(
-                f"{self.url} cut the connection: {said(str(exc), self._key) or type(exc).__name__}"
-            ) from None
+            raise self.endpoint.cut(said(str(exc), self._key) or type(exc).__name__) from None
         except (ValueError, TypeError, AttributeError) as exc:
             # What the package raises for a line that is no JSON, and for JSON that is no object.
-            raise BackendFailed(f"{self.url} does not speak Ollama's protocol: {exc}") from None
+            raise self.endpoint.alien("Ollama", exc) from None
 
     def nobody(self) -> BackendFailed:
         way = "is it running?"
@@ -277,29 +270,19 @@ class Server:
 
     def _refusal(self, exc: _Refused, model: str) -> BackendFailed:
         text = said(str(exc), self._key) or f"HTTP status {exc.status}"
-        match exc.status:
-            case 404 if model and "not found" in text:
+        if exc.status == 404:
+            if model and "not found" in text:
                 return BackendFailed(
                     f"Ollama has no model `{model}`; get it with: aiosctl model pull {model}"
                 )
-            case 400 | 501:
-                return BackendFailed(f"`{model}` refused the request: {text}", fault="request")
-            case 401 | 403:
-                key = self.endpoint.key_name
-                with_key = f"the key in {key}" if key else "a request without a key (set key_env)"
-                return BackendFailed(f"{self.url} refused {with_key}", retry_after_s=float("inf"))
-            case 429 | 503:
-                wait_s = retry_after_s(exc.retry_after, time.time())
-                busy = exc.retry_after is not None
-                return BackendFailed(f"{self.url} is busy: {text}", retry_after_s=wait_s, busy=busy)
-            case _:
-                return BackendFailed(f"{self.url} failed with status {exc.status}: {text}")
+            return self.endpoint.alien("Ollama", text)
+        return self.endpoint.refusal(model, exc.status, text, exc.retry_after, time.time())
 
     def convert(self, value: Any, type: type[T]) -> T:
         try:
             return msgspec.convert(value, type)
         except msgspec.ValidationError as exc:
-            raise BackendFailed(f"{self.url} does not speak Ollama's protocol: {exc}") from None
+            raise self.endpoint.alien("Ollama", exc) from None
 
 
 class Ollama:
@@ -402,17 +385,9 @@ class Ollama:
         return name in await self._server.loaded()
 
     async def probe(self) -> str | None:
-        if not await self._server.endpoint.listens():
-            return str(self._server.nobody())
-        try:
-            await self._server.ready()
-            with anyio.fail_after(PROBE_S):
-                await self._look()
-        except BackendFailed as exc:
-            return str(exc)
-        except TimeoutError:
-            return f"{self.url} did not answer within {PROBE_S:.0f} s"
-        return None
+        server = self._server
+        failed = await server.endpoint.probed(server.nobody, server.ready, self._look)
+        return None if failed is None else str(failed)
 
     async def aclose(self) -> None:
         await self._server.aclose()

@@ -7,7 +7,6 @@ it too, each with its own liberties; what they take is noted where it is met.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,9 +45,7 @@ from aiosd.models.endpoint import (
     PROBE_S,
     READ_S,
     REFUSED_S,
-    STALLED_S,
     Endpoint,
-    retry_after_s,
     said,
 )
 from aiosd.models.ollama import is_cloud
@@ -167,18 +164,9 @@ class OpenAI:
         return Embedded(vectors=vectors, model=self.model, dim=len(vectors[0]) if vectors else 0)
 
     async def probe(self) -> str | None:
-        if not await self._endpoint.listens():
-            return str(self._nobody())
-        try:
-            client = await self._client()
-            with anyio.fail_after(PROBE_S), self._failing():
-                await client.get("/models", cast_to=object)
-        except BackendFailed as exc:
-            # Not every server lists its models; one that refuses to is there all the same.
-            return None if exc.fault == "request" else str(exc)
-        except TimeoutError:
-            return f"{self.url} did not answer within {PROBE_S:.0f} s"
-        return None
+        failed = await self._endpoint.probed(self._nobody, self._client, self._cards)
+        # Not every server lists its models; one that refuses to is there all the same.
+        return None if failed is None or failed.fault == "request" else str(failed)
 
     async def input_tokens(self, request: ModelRequest) -> int:
         """What the prompt comes to in tokens, tools included. A llama.cpp server counts it; others have no such path.
@@ -226,11 +214,16 @@ class OpenAI:
             fitted = smaller
         return fitted
 
+    async def _cards(self) -> object:
+        """What it says of its models. Raises BackendFailed."""
+        client = await self._client()
+        with self._failing():
+            return await client.get("/models", cast_to=object)
+
     async def _look(self) -> None:
         """Asks for the window, and whether it counts tokens. Most servers say neither."""
-        client = await self._client()
         with contextlib.suppress(BackendFailed, TimeoutError), anyio.fail_after(PROBE_S), self._failing():
-            cards = msgspec.convert(await client.get("/models", cast_to=object), Cards).data
+            cards = msgspec.convert(await self._cards(), Cards).data
             self._asked = True
             card = next((c for c in cards if c.id == self.model), cards[0] if len(cards) == 1 else None)
             if card is None:
@@ -256,7 +249,7 @@ class OpenAI:
                     if chunk.error is not None:
                         raise BackendFailed(f"`{self.model}` broke off: {self._said_in(chunk.error)}")
                     if chunk.choices is msgspec.UNSET:
-                        raise BackendFailed(f"{self.url} does not speak OpenAI's protocol: no `choices`")
+                        raise self._endpoint.alien("OpenAI", "no `choices`")
                     yield chunk
             finally:
                 with anyio.move_on_after(PROBE_S, shield=True):
@@ -317,47 +310,29 @@ class OpenAI:
         except openai.APITimeoutError as exc:
             if "Connect" in type(exc.__cause__).__name__:
                 raise self._nobody() from None
-            raise self._stalled() from None
+            raise self._endpoint.stalled() from None
         except openai.APIConnectionError as exc:
             if "Connect" in type(exc.__cause__).__name__:
                 raise self._nobody() from None
             why = said(str(exc.__cause__ or exc), self._key)
-            raise BackendFailed(f"{self.url} cut the connection: {why}") from None
+            raise self._endpoint.cut(why) from None
         except httpx2.TimeoutException:  # these two while the answer is read
-            raise self._stalled() from None
+            raise self._endpoint.stalled() from None
         except httpx2.HTTPError as exc:
             why = said(str(exc), self._key) or type(exc).__name__
-            raise BackendFailed(f"{self.url} cut the connection: {why}") from None
+            raise self._endpoint.cut(why) from None
         except (ValueError, msgspec.DecodeError) as exc:  # no JSON, or JSON of another form
-            raise BackendFailed(f"{self.url} does not speak OpenAI's protocol: {exc}") from None
+            raise self._endpoint.alien("OpenAI", exc) from None
 
     def _nobody(self) -> BackendFailed:
         return BackendFailed(f"no server answers at {self.url}; is it running?", retry_after_s=REFUSED_S)
 
-    def _stalled(self) -> BackendFailed:
-        return BackendFailed(f"{self.url} said nothing for {READ_S:.0f} s", retry_after_s=STALLED_S)
-
     def _refusal(self, exc: openai.APIStatusError) -> BackendFailed:
         text = said(_sentence(exc), self._key)
-        match exc.status_code:
-            case 401 | 403:
-                key = self._endpoint.key_name
-                what = (
-                    f"the key in {key}" if key else f"to answer without a key (set key_env of `{self.name}`)"
-                )
-                return BackendFailed(f"{self.url} refused {what}", retry_after_s=math.inf)
-            case 404:
-                return BackendFailed(f"{self.url} has no model `{self.model}`: {text}", fault="request")
-            case 429 | 503:
-                asked = exc.response.headers.get("retry-after")
-                wait_s = retry_after_s(asked, time.time())
-                return BackendFailed(
-                    f"{self.url} is busy: {text}", retry_after_s=wait_s, busy=asked is not None
-                )
-            case status if 400 <= status < 500 or status == 501:
-                return BackendFailed(f"`{self.model}` refused the request: {text}", fault="request")
-            case status:
-                return BackendFailed(f"{self.url} failed with status {status}: {text}")
+        if exc.status_code == 404:
+            return BackendFailed(f"{self.url} has no model `{self.model}`: {text}", fault="request")
+        asked = exc.response.headers.get("retry-after")
+        return self._endpoint.refusal(self.model, exc.status_code, text, asked, time.time())
 
 
 async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
