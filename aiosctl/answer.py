@@ -172,6 +172,8 @@ class Watch:
                     self._failure = f"{event.name} failed: {event.text}"
                     self._aside(self._failure)
                 self._wait("the model")
+            case ProgressEvent(stage="stopped"):
+                self._aside(event.detail)
             case ProgressEvent(stage="loading"):
                 self._aside(event.detail)
                 self._wait((event.detail or "loading the model") + _eta(event))

@@ -18,7 +18,8 @@ TaskState = Literal["queued", "working", "input_required", "completed", "failed"
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 CallStatus = Literal["pending", "in_progress", "completed", "failed", "unknown"]
 ApprovalDecision = Literal["allow_once", "allow_always", "reject_once", "reject_always"]
-StopReason = Literal["end_turn", "max_tokens", "max_steps", "refusal", "cancelled"]
+StopReason = Literal["end_turn", "max_tokens", "max_steps", "repetition", "refusal", "cancelled"]
+"""`repetition`: the model wrote or called the same again and again, and was stopped."""
 Tier = Literal["fast", "balanced", "capable"]
 TaskType = Literal["reasoning", "coding", "summarization", "embedding"]
 SourceKind = Literal["memory", "input", "tool", "file"]
@@ -350,9 +351,10 @@ class StateEvent(Event, frozen=True, kw_only=True, tag="state"):
 
 
 class ProgressEvent(Event, frozen=True, kw_only=True, tag="progress", omit_defaults=True):
-    """What is waited for; `recalled`: what memory gave for the task; `indexing`: how far the index has come."""
+    """What is waited for; `recalled`: what memory gave for the task; `indexing`: how far the index has come; `stopped`:
+    why it ends before its model would."""
 
-    stage: Literal["queued", "loading", "recalled", "retrying", "indexing"]
+    stage: Literal["queued", "loading", "recalled", "retrying", "indexing", "stopped"]
     detail: str = ""
     place: int | None = None
     eta_s: float | None = None

@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
         "models.breaker",
         "models.estimator",
         "models.queue",
+        "models.repetition",
         "models.router",
         "models.window",
         "memory.checks",

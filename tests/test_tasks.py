@@ -110,7 +110,7 @@ def test_an_agent_that_always_wants_a_tool_ends_at_its_step_limit() -> None:
             case steps.CallTools(calls):
                 journal += [e for c in calls for e in (begun(c.call_id), ended(c.call_id))]
             case steps.Answer() as answer:
-                assert answer.out_of_steps
+                assert answer.stopped == "max_steps"
                 assert sum(isinstance(e, r.MessageEvent) for e in journal) == 5
                 return
     raise AssertionError("it never ended")

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import msgspec
 
 from aiosd.errors import NoModelFits
-from aiosd.models import router
+from aiosd.models import repetition, router
 from aiosd.models.answer import Form, Misfit
 from aiosd.models.backend import (
     BackendFailed,
@@ -85,6 +85,10 @@ async def ask(
     try:
         text = asked.form.read(got.text)
     except Misfit as wrong:
+        if got.done.stop_reason == "repetition":
+            raise _useless(
+                member, asked, got.text, "repeated itself instead of answering in the schema"
+            ) from None
         if got.done.stop_reason == "max_tokens":
             why = f"was cut off by max_tokens = {asked.request.max_tokens} before its JSON was whole"
             raise _useless(member, asked, got.text, why) from None
@@ -127,10 +131,12 @@ async def _stream(
                     if waiting.cancel_called:  # the very moment: it is too late for this delta
                         await anyio.lowlevel.checkpoint()
                     await collector.take(delta)
+                    if collector.done is None and collector.repeats():
+                        break  # which closes the stream
         if waiting.cancelled_caught:
             assert patience is not None
             raise Overdue(patience)
-        if collector.done is None:
+        if collector.done is None and collector.cut is None:
             raise BackendFailed(f"`{backend.model}` ended its reply before it was done")
     except BackendFailed as exc:
         if collector.began:  # what it will be billed for is not known: at most this
@@ -140,15 +146,17 @@ async def _stream(
         member.failed(exc, clock())
         why = f"broke off in the middle of its reply: {exc}"
         raise _useless(member, asked, collector.text, why) from None
-    usage = collector.done.usage
+    done = collector.done or Done(stop_reason="repetition", usage=Tokens())
+    usage = done.usage
     # A paid server that does not say what it used has used what was reserved, for all we know.
     asked.bill.usd += most_usd if usage == Tokens() else member.cost_usd(usage)
-    member.answered(_observed(request, collector, began_s, clock()), collector.done, clock())
+    if collector.done is not None:
+        member.answered(_observed(request, collector, began_s, clock()), collector.done, clock())
     return Got(
         text=collector.text,
         thinking=collector.thinking,
         calls=collector.calls,
-        done=collector.done,
+        done=done,
         usage=usage,
         local=local,
     )
@@ -196,6 +204,10 @@ class Collector:
         self.began = False
         self.first_s: float | None = None
         """When the first token came; None where there was none but in a tool call, which comes whole."""
+        self.cut: int | None = None
+        """Where the text, which only repeats itself from there on, ends."""
+        self._looked_at = 0
+        self._chars = 0
         self.passed_on = False
         """Something of it was seen: another backend's reply cannot follow it."""
 
@@ -206,6 +218,7 @@ class Collector:
         match delta:
             case TextDelta():
                 self._text.append(delta.text)
+                self._chars += len(delta.text)
                 if not self._hold_text:
                     await self.pass_on(delta)
             case ThinkingDelta():
@@ -216,6 +229,14 @@ class Collector:
             case Done():
                 self.done = delta
 
+    def repeats(self) -> bool:
+        """Whether nothing new is to be expected. It looks now and then."""
+        if self._chars - self._looked_at < repetition.EVERY_CHARS:
+            return False
+        self._looked_at = self._chars
+        self.cut = repetition.repeats_from("".join(self._text))
+        return self.cut is not None
+
     async def pass_on(self, delta: TextDelta | ThinkingDelta) -> None:
         if self._on_delta is not None:
             self.passed_on = True
@@ -223,7 +244,7 @@ class Collector:
 
     @property
     def text(self) -> str:
-        return "".join(self._text)
+        return "".join(self._text)[: self.cut]
 
     @property
     def thinking(self) -> str:

@@ -95,6 +95,8 @@ class SessionRun(Params[TaskResult], frozen=True, kw_only=True):
     latency_budget_ms: int | None = None
     timeout_s: float | None = None
     max_steps: int | None = None
+    max_total_tokens: int | None = None
+    """Read and written in all steps together; the step that passes it is the last one."""
     max_usd: float | None = None
     schema: dict[str, Any] | None = None
     tools: tuple[str, ...] | None = None

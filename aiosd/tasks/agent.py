@@ -12,14 +12,21 @@ import msgspec
 
 from aiosd import config
 from aiosd.child import ChildDied
-from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, NoModelFits, NotFound, PermissionDenied
+from aiosd.errors import (
+    AiosError,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidState,
+    NoModelFits,
+    NotFound,
+    PermissionDenied,
+)
 from aiosd.events import Broker
 from aiosd.memory.memory import Memories, scope_of
 from aiosd.models.backend import Reply, TextDelta, ThinkingDelta, Wait
 from aiosd.models.pool import Pool
 from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
-    ENDED,
     ApprovalEvent,
     CallStatus,
     Event,
@@ -32,7 +39,6 @@ from aiosd.records import (
     Session,
     StateEvent,
     Task,
-    TaskResult,
     TaskState,
     TextEvent,
     ThinkingEvent,
@@ -50,6 +56,7 @@ from aiosd.tasks import context, steps
 from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.consolidation import Consolidation
+from aiosd.tasks.outcome import outcome
 from aiosd.tasks.recollection import ACTING, Acting
 from aiosd.tools import policy
 from aiosd.tools.registry import Registry, Ruling
@@ -108,6 +115,9 @@ class Agent:
         self._clock = clock
         self._turns: tuple[Turn, ...] = ()
         self._partial = ""
+        self._unkept: tuple[Kept, ...] = ()
+        self._broken_off: list[str] = []
+        """What was under way when the task was cancelled."""
         self.priority = task.priority
         self._acting = Acting(task.task_id)
         self._asking = 0
@@ -119,15 +129,6 @@ class Agent:
     def state(self) -> TaskState:
         """As the journal has it."""
         return next((e.state for e in reversed(self._journal) if isinstance(e, StateEvent)), "queued")
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in ENDED
-
-    @property
-    def is_completed(self) -> bool:
-        last = self._journal[-1] if self._journal else None
-        return isinstance(last, StateEvent) and last.state == "completed"
 
     async def run(self) -> None:
         """Works until the task has an outcome, or needs the user, and keeps that. A bug rises."""
@@ -172,6 +173,7 @@ class Agent:
         return steps.next(
             [*self._journal, *more] if more else self._journal,
             max_steps=self.params.max_steps or steps.MAX_STEPS,
+            max_total_tokens=self.params.max_total_tokens,
             repeatable=self._repeatable,
         )
 
@@ -181,7 +183,11 @@ class Agent:
         )
         states = [e.state for e in self._journal if isinstance(e, StateEvent)]
         if not states or states[-1] != "working":
-            await self._record(self._new(StateEvent, state="working"))
+            working = self._new(StateEvent, state="working")
+            if isinstance(self._next(), steps.Recall):
+                self._later(working)
+            else:
+                await self._record(working)
         if any(state != "queued" for state in states):  # a daemon before this one was at it
             self._repeatable = frozenset(
                 tool.name
@@ -254,6 +260,9 @@ class Agent:
         try:
             reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
             await self._record_reply(reply, began_at, first_at)
+        except anyio.get_cancelled_exc_class():
+            self._broken_off.append("a model's reply")
+            raise
         except NoModelFits as exc:
             if cost := exc.data.get("cost_usd"):  # of replies that broke off
                 await self._record(self._new(UsageEvent, usage=Tokens(), cost_usd=cost))
@@ -263,7 +272,7 @@ class Agent:
                 await hands.budget.release(self.task.task_id)
 
     async def _record_reply(self, reply: Reply, began_at: datetime, first_at: datetime | None) -> None:
-        await self._record(
+        events: tuple[Kept, ...] = (
             self._new(RouteEvent, decision=reply.decision, began_at=began_at, first_token_at=first_at),
             self._new(
                 MessageEvent,
@@ -280,6 +289,11 @@ class Agent:
             ),
             self._new(UsageEvent, ahead=2, usage=reply.usage, cost_usd=reply.cost_usd),
         )
+        # What was spent must be on the books before its hold is let go of; what was free can wait for the end.
+        if reply.cost_usd == 0 and isinstance(self._next(*events), steps.Answer):
+            self._later(*events)
+        else:
+            await self._record(*events)
 
     async def _call(self, call: ToolUse) -> None:
         """A tool's failure is told to the model, which may do better."""
@@ -298,6 +312,9 @@ class Agent:
                 approved=approved,
             )
             failed, text = result.is_error, "\n".join(block.text for block in result.content)
+        except anyio.get_cancelled_exc_class():
+            self._broken_off.append(f"the tool `{call.name}`")
+            raise
         except AiosError as exc:
             failed, text = True, str(exc)
         await self._record(self._tool_result(call, "failed" if failed else "completed", text))
@@ -376,13 +393,16 @@ class Agent:
 
     async def _complete(self, answer: steps.Answer) -> None:
         message = answer.message
-        result = self._result(
+        result = outcome(
+            self.task,
+            self.params,
+            self._journal,
             "completed",
             text=message.text,
-            stop_reason="max_steps" if answer.out_of_steps else message.stop_reason,
+            stop_reason=answer.stopped or message.stop_reason,
             message=message,
         )
-        if self.params.schema is not None and message.text:
+        if self.params.schema is not None and message.text and not message.tool_calls:
             result = msgspec.structs.replace(result, result=msgspec.json.decode(message.text))
         now = self._clock()
         privacy = context.privacy(self.session, self._turns, self._journal)
@@ -423,15 +443,25 @@ class Agent:
             sessions.touch(c, session_id, now)
             tasks.finish(c, self.task.task_id, result=result, error=None)
 
+        if answer.stopped:
+            self._later(self._new(ProgressEvent, stage="stopped", detail=answer.why))
         await self._record(self._new(StateEvent, state="completed"), also=keep)
         await self._hands.memory.index([memory])
         self._hands.consolidation.wake()
+
+    async def cancel(self, below: Sequence[Task]) -> None:
+        """Keeps that the task was cancelled, with a receipt of what ended with it."""
+        ended = [*self._broken_off, *(f"task {task.number}" for task in below)]
+        with_it = f", and with it {', '.join(ended)}" if ended else ""
+        await self.end("cancelled", Cancelled(f"the task was cancelled{with_it}", ended=ended))
 
     async def end(self, state: TaskState, exc: AiosError) -> None:
         """Keeps that the task failed or was cancelled, with what there was."""
         message = next((e for e in reversed(self._journal) if isinstance(e, MessageEvent)), None)
         text = self._partial or (message.text if message else "")
-        result = self._result(state, text=text, stop_reason="cancelled", message=message)
+        result = outcome(
+            self.task, self.params, self._journal, state, text=text, stop_reason="cancelled", message=message
+        )
         wire = exc.to_wire()
         wire["data"] = wire.get("data", {}) | {"result": msgspec.to_builtins(result)}
         await self._record(
@@ -439,38 +469,16 @@ class Agent:
             also=lambda c: tasks.finish(c, self.task.task_id, result=None, error=wire),
         )
 
-    def _result(
-        self, state: TaskState, *, text: str, stop_reason: Any, message: MessageEvent | None
-    ) -> TaskResult:
-        used = [e for e in self._journal if isinstance(e, UsageEvent)]
-        routes = [e for e in self._journal if isinstance(e, RouteEvent)]
-        generated = message.generated if message else False
-        return TaskResult(
-            task_id=self.task.task_id,
-            session_id=self.session.session_id,
-            state=state,
-            result=text,
-            stop_reason=stop_reason,
-            generated=generated,
-            abstained=message.abstained if message else False,
-            backend=message.backend if message else None,
-            model=message.model if message else None,
-            sources=context.sources(self.params, self._journal)
-            if generated
-            else (message.sources if message else ()),
-            usage=Tokens(
-                input_tokens=sum(e.usage.input_tokens for e in used),
-                output_tokens=sum(e.usage.output_tokens for e in used),
-            ),
-            cost_usd=sum(e.cost_usd for e in used),
-            decision=routes[-1].decision if routes else None,
-        )
-
     def _new(self, cls: type[E], *, ahead: int = 0, **fields: Any) -> E:
         """The next event, or the one `ahead` of it in the same commit. A delta carries the last kept number."""
         kept = self._journal[-1].seq if self._journal else 0
         seq = kept if cls in (TextEvent, ThinkingEvent) else kept + 1 + ahead
         return cls(task_id=self.task.task_id, seq=seq, at=self._clock(), **fields)
+
+    def _later(self, *events: Kept) -> None:
+        """For events that nothing rests on before the next ones are kept: both go in one commit."""
+        self._journal += events
+        self._unkept += events
 
     async def _record(self, *events: Kept, also: Callable[[Connection], None] | None = None) -> None:
         """On the disk first, then in the journal and told to watchers."""
@@ -481,8 +489,7 @@ class Agent:
                 also(c)
 
         self._journal += events  # numbered from here on, as calls run side by side
-        with anyio.CancelScope(
-            shield=True
-        ):  # a commit that is under way must be told of; it lasts milliseconds
+        events, self._unkept = (*self._unkept, *events), ()
+        with anyio.CancelScope(shield=True):  # a commit under way must be told of; it lasts milliseconds
             await self._hands.database.write(write)
         self._hands.broker.publish(*events)

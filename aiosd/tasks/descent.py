@@ -126,6 +126,7 @@ def child_of(
         task_type=run.task_type,
         max_tokens=run.max_tokens,
         max_steps=run.max_steps,
+        max_total_tokens=run.max_total_tokens,
         max_usd=least(wish.max_usd, run.max_usd),
         tools=chosen,
         approve=run.approve,

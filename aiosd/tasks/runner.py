@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -15,7 +15,6 @@ from anyio.abc import TaskGroup
 from aiosd import tally, telemetry
 from aiosd.errors import (
     AiosError,
-    Cancelled,
     DeadlineExceeded,
     InternalError,
     InvalidParams,
@@ -263,7 +262,7 @@ class Runner:
         elif task.state == "input_required":
             below = await self._end_children(task)
             agent, _ = await self._reopen(task)
-            await agent.end("cancelled", _cancelled(below))
+            await agent.cancel(below)
             await self._close(task)
 
     async def _end_children(self, task: Task) -> list[Task]:
@@ -373,11 +372,11 @@ class Runner:
                 except Exception:
                     logger.exception("a bug in a task", extra={"task_id": task.task_id})
                     await run.agent.end("failed", InternalError("a bug; its traceback is in the log"))
-            if run.cancelled and not run.agent.is_over:
+            if run.cancelled and run.agent.state not in ENDED:
                 below = await self._end_children(task)
-                await run.agent.end("cancelled", _cancelled(below))
-            if run.agent.is_over:
-                if not run.agent.is_completed:
+                await run.agent.cancel(below)
+            if run.agent.state in ENDED:
+                if run.agent.state != "completed":
                     await self._end_children(task)
                 await self._close(task)
         except AiosError:
@@ -409,12 +408,6 @@ async def open_runner(hands: Hands) -> AsyncIterator[Runner]:
         running.cancel_scope.cancel()
 
 
-def _cancelled(below: Sequence[Task]) -> Cancelled:
-    numbers = [task.number for task in below]
-    names = f", and with it {', '.join(f'task {n}' for n in numbers)}" if numbers else ""
-    return Cancelled(f"the task was cancelled{names}", ended_tasks=numbers)
-
-
 def _check(params: SessionRun) -> None:
     if not params.task.strip():
         raise InvalidParams("task: expected some text")
@@ -423,7 +416,7 @@ def _check(params: SessionRun) -> None:
             f"task: {len(params.task)} characters; at most {MAX_TASK}, give the rest as an input",
             hint="aiosctl run -f FILE ...",
         )
-    for name in ("max_tokens", "max_steps", "latency_budget_ms", "timeout_s"):
+    for name in ("max_tokens", "max_total_tokens", "max_steps", "latency_budget_ms", "timeout_s"):
         value = getattr(params, name)
         if value is not None and not value > 0:
             raise InvalidParams(f"{name}: expected a number above 0, got {value}")

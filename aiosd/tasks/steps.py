@@ -11,13 +11,18 @@ from aiosd.records import (
     Kept,
     MessageEvent,
     ProgressEvent,
+    StopReason,
     ToolCallEvent,
     ToolResultEvent,
     ToolUse,
+    UsageEvent,
 )
 
 MAX_STEPS = 12
 """Model replies in one task, unless the caller says otherwise."""
+
+MOST_ALIKE = 3
+"""Replies in a row that ask for the same calls: the last of them is not followed, and the task ends."""
 
 
 class Recall(msgspec.Struct, frozen=True):
@@ -41,17 +46,22 @@ class Doubt(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The task is done; `out_of_steps` if the model wanted to go on."""
+    """The task is done; `stopped` if the model wanted to go on, with the reason in a clause."""
 
     message: MessageEvent
-    out_of_steps: bool
+    stopped: StopReason | None = None
+    why: str = ""
 
 
 Action = Recall | Infer | CallTools | Doubt | Answer
 
 
 def next(
-    journal: Sequence[Kept], *, max_steps: int = MAX_STEPS, repeatable: Collection[str] = frozenset()
+    journal: Sequence[Kept],
+    *,
+    max_steps: int = MAX_STEPS,
+    max_total_tokens: int | None = None,
+    repeatable: Collection[str] = frozenset(),
 ) -> Action:
     """The next action: recall, then infer and call tools in turn, until a reply asks for no tool.
 
@@ -74,11 +84,33 @@ def next(
         if status.get(call.call_id, "pending") != "pending" and call.name not in repeatable
     ):
         return Doubt(doubtful)
-    if waiting:
-        return Answer(last, out_of_steps=True) if len(places) >= max_steps else CallTools(waiting)
-    if last.tool_calls:
-        return Infer()
-    return Answer(last, out_of_steps=False)
+    if not last.tool_calls:
+        return Answer(last)
+    if waiting and not status:  # none of them has begun: stopping here leaves nothing half done
+        if len(places) >= max_steps:
+            return Answer(last, "max_steps", f"it has taken {max_steps} steps")
+        if (again := repeated([journal[i] for i in places])) is not None:
+            return Answer(last, "repetition", f"it asked for {again} {MOST_ALIKE} times in a row")
+    if not status or not waiting:
+        used = [e.usage for e in journal if isinstance(e, UsageEvent)]
+        tokens = sum(usage.input_tokens + usage.output_tokens for usage in used)
+        if max_total_tokens is not None and tokens >= max_total_tokens:
+            return Answer(last, "max_tokens", f"it has used {tokens} of {max_total_tokens} tokens")
+    return CallTools(waiting) if waiting else Infer()
+
+
+def repeated(replies: Sequence[Kept]) -> str | None:
+    """What the last replies have all asked for, of the same tools with the same arguments; None where they differ."""
+    asked = [
+        sorted((call.name, msgspec.json.encode(call.arguments, order="sorted")) for call in reply.tool_calls)
+        for reply in replies[-MOST_ALIKE:]
+        if isinstance(reply, MessageEvent)
+    ]
+    if len(asked) < MOST_ALIKE or any(calls != asked[0] for calls in asked):
+        return None
+    return "the same call of " + " and ".join(
+        f"`{name}`" for name in dict.fromkeys(name for name, _ in asked[0])
+    )
 
 
 def approval(journal: Sequence[Kept], call_id: str) -> ApprovalEvent | None:

@@ -13,6 +13,7 @@ from aiosd.records import ProgressEvent, Session, StateEvent
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection
 from aiosd.tasks.agent import Agent
+from aiosd.tasks.outcome import outcome
 
 AGENT = "aiosd:upkeep"
 """Of the session that these tasks are in, by which a daemon after this one knows them again."""
@@ -58,7 +59,15 @@ class Upkeep(Agent):
             if (now := done * SHOWN // max(total, 1)) > shown:
                 shown = now
                 await self._record(self._new(ProgressEvent, stage="indexing", done=done, total=total))
-        result = self._result("completed", text=f"{done} memories", stop_reason="end_turn", message=None)
+        result = outcome(
+            self.task,
+            self.params,
+            self._journal,
+            "completed",
+            text=f"{done} memories",
+            stop_reason="end_turn",
+            message=None,
+        )
 
         def keep(c: Connection) -> None:
             sessions.touch(c, self.session.session_id, datetime.now(UTC))
