@@ -1,0 +1,1 @@
+complete --command aiosctl --no-files --arguments "(env _AIOSCTL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) aiosctl)" --condition "env _AIOSCTL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) aiosctl"
