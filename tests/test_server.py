@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import tempfile
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -328,6 +329,22 @@ async def test_a_reader_that_stops_reading_is_closed_and_costs_nobody_else(tmp_p
         got = await until_closed(deaf)
     assert len(got) < 10_000_000
     assert b"flooded" not in got
+
+
+async def test_a_reader_that_stalls_before_two_million_lines_costs_a_megabyte_at_most(tmp_path: Path) -> None:
+    stage = Stage()
+    async with serving(tmp_path / "s", stage), await anyio.connect_unix(tmp_path / "s") as deaf:
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            await deaf.send(framing.request(1, "flood", {"lines": 2_000_000, "size": 40}))
+            await stage.entered.wait()
+            for i in range(200):  # meanwhile it writes as far as it can, and others are answered
+                assert json.loads(await ask(tmp_path / "s", framing.request(i, "sum", [i])))["result"] == i
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most - before <= 1_000_000
 
 
 async def test_more_requests_than_may_be_open_are_answered_overloaded(tmp_path: Path) -> None:
