@@ -436,6 +436,7 @@ def test_all_verbs_are_there() -> None:
         "tool": ("list", "show", "call"),
         "memory": ("recall", "remember", "list", "show", "forget"),
         "model": ("list", "route", "infer", "setup", "pull", "key"),
+        "budget": ("show", "set"),
         "agent": ("list",),
         "config": ("path", "show", "check", "edit"),
     }
