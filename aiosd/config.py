@@ -14,7 +14,7 @@ import msgspec
 
 from aiosd.addresses import is_loopback
 from aiosd.errors import ConfigError
-from aiosd.records import Tier
+from aiosd.records import Command, Tier
 
 TIERS: tuple[Tier, ...] = ("fast", "balanced", "capable")
 EXTRACTIVE = "extractive"
@@ -85,6 +85,8 @@ class Budget(Section, frozen=True, kw_only=True):
 class Tools(Section, frozen=True, kw_only=True):
     paths: tuple[str, ...] = ("tools",)
     """Folders of Python files, relative to the config file."""
+    commands: dict[str, Command] = msgspec.field(default_factory=dict)
+    """Programs that are tools, by name."""
     searxng_url: str | None = None
     """Of the SearXNG that web_search asks; without one there is no web_search."""
 
@@ -180,8 +182,19 @@ def _config(table: dict[str, Any], folder: Path) -> Config:
         name: _check_server(name, _convert(value, McpServer, f"mcp.servers.{name}"), folder)
         for name, value in _table(mcp, "servers", "mcp.").items()
     }
+    tools = _table(table, "tools")
+    commands = {
+        name: _check_command(name, _convert(value, Command, f"tools.commands.{name}"))
+        for name, value in _table(tools, "commands", "tools.").items()
+    }
     config = _convert(
-        table | {"models": models | {"backends": {}}, "agents": {}, "mcp": mcp | {"servers": {}}}
+        table
+        | {
+            "models": models | {"backends": {}},
+            "agents": {},
+            "mcp": mcp | {"servers": {}},
+            "tools": tools | {"commands": {}},
+        }
         if table
         else {},
         Config,
@@ -192,6 +205,7 @@ def _config(table: dict[str, Any], folder: Path) -> Config:
         agents=agents,
         models=msgspec.structs.replace(config.models, backends=backends),
         mcp=Mcp(servers=servers),
+        tools=msgspec.structs.replace(config.tools, commands=commands),
     )
     if config.tools.searxng_url is not None:
         _check_url("tools.searxng_url", config.tools.searxng_url)
@@ -267,6 +281,13 @@ def _check_url(where: str, url: str) -> None:
         good = False
     if not good:
         raise _Wrong(f"{where}: expected http://HOST[:PORT] or https://..., got `{url}`")
+
+
+def _check_command(name: str, command: Command) -> Command:
+    where = f"tools.commands.{name}.argv[0]"
+    if not command.argv[0] or "{" in command.argv[0]:
+        raise _Wrong(f"{where}: expected a program, and what a tool is given only in the parts after it")
+    return command
 
 
 def _check_server(name: str, server: McpServer, folder: Path) -> McpServer:

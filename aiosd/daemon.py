@@ -203,7 +203,7 @@ def _walls(config: Config, paths: Paths, socket_path: Path, environ: Mapping[str
     hidden = (paths.config, paths.data, paths.state, paths.cache, paths.run, socket_path)
     named = environ.get("AIOSD_TIERS")
     tiers = tuple(Tier) if named is None else tuple(map(Tier, named.split(",")))
-    return Walls(hidden, tiers, config.tools.searxng_url)
+    return Walls(hidden, tiers, config.tools.commands, config.tools.searxng_url)
 
 
 def _workspace(paths: Paths, session: Session) -> Path:

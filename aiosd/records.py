@@ -6,7 +6,7 @@ Times are ISO 8601 in UTC, money is US dollars, ids are UUIDs as text.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -191,6 +191,20 @@ class ToolResult(
     content: tuple[Text, ...]
     is_error: bool
     structured_content: Any = None
+
+
+COMMAND_S = 100.0
+"""Seconds for a program that a tool runs: less than a call may take, so that what it wrote is not lost."""
+
+
+class Command(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A program that is a tool. `{name}` in a part of `argv` is an argument of the tool."""
+
+    argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    permissions: tuple[str, ...] = ()
+    description: str = ""
+    read_only: bool = False
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=COMMAND_S)] = COMMAND_S
 
 
 class AlwaysRule(Record, frozen=True, kw_only=True):

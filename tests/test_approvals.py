@@ -338,6 +338,50 @@ async def test_a_word_that_does_not_come_in_time_is_none(tmp_path: Path) -> None
         assert approvals.waiting == ()
 
 
+async def test_twenty_steps_in_ones_own_workspace_ask_nothing(tmp_path: Path) -> None:
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("write_file", {"path": "src/a.py", "content": "print(1)\n"}),
+        ("read_file", {"path": "src/a.py"}),
+        ("edit_file", {"path": "src/a.py", "old": "1", "new": "42"}),
+        ("run_command", {"argv": ["python3", "src/a.py"]}),
+        ("list_files", {}),
+        ("search_files", {"text": "42"}),
+        ("count", {"path": "src/a.py"}),
+    ]
+    async with OllamaDouble(Script(text=("Done.",))) as model:
+        model.scripts = [
+            Script(text=(), calls=((name, json.dumps(arguments)),)) for name, arguments in (steps * 3)[:20]
+        ]
+        config = f"""
+            [models.backends.small]
+            kind = "ollama"
+            model = "small"
+            url = "{model.url}"
+            [tools.commands.count]
+            argv = ["wc", "-w", "{{path}}"]
+            permissions = ["read"]
+        """
+
+        def work() -> list[r.AnyEvent]:
+            with Daemon(tmp_path / "home", config) as daemon, Client(daemon.socket) as client:
+                events: list[r.AnyEvent] = []
+                session = daemon.session(permissions=("read", "write", "run"))
+                client.call(
+                    SessionRun(session_id=session.session_id, task="Work", stream=True, max_steps=30),
+                    timeout_s=PATIENCE_S,
+                    on_notification=lambda method, params: events.append(
+                        msgspec.json.decode(params, type=r.AnyEvent)
+                    ),
+                )
+                return events
+
+        events = await aside(work)
+    results = [e for e in events if isinstance(e, r.ToolResultEvent)]
+    assert len(results) == 20 and not words(events)
+    assert {e.status for e in results} == {"completed"}, [e.text for e in results if e.status != "completed"]
+    assert results[3].text == "42\n" and results[6].text.split() == ["1", "src/a.py"]
+
+
 def test_explain_says_which_rule_decides_and_calls_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / "tools").mkdir(parents=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import select
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -12,8 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiosd.tools import builtin, workspace
-from aiosd.tools.builtin import clock, list_files, read_file, search_files
+from aiosd.records import Command
+from aiosd.tools import builtin, commands, syscalls, workspace
+from aiosd.tools.builtin import (
+    clock,
+    edit_file,
+    list_files,
+    read_file,
+    run_command,
+    search_files,
+    write_file,
+)
 from aiosd.tools.calculator import calculate
 
 
@@ -334,3 +346,115 @@ def test_a_very_deep_tree_and_odd_names_do_no_harm(folder: Path) -> None:
     assert "\N{REPLACEMENT CHARACTER}.txt" in listed
     listed.encode()
     search_files("needle").encode()
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_with_its_folders_and_keeps_its_mode(folder: Path) -> None:
+    assert write_file("new/deep/a.txt", "one\ntwo\n") == "wrote 2 lines to `new/deep/a.txt`"
+    assert (folder / "new" / "deep" / "a.txt").read_text() == "one\ntwo\n"
+    (folder / "tool.sh").write_text("#!/bin/sh\n")
+    (folder / "tool.sh").chmod(0o750)
+    write_file("docs/../tool.sh", "#!/bin/sh\nexit\n")
+    assert (folder / "tool.sh").stat().st_mode & 0o777 == 0o750
+    assert sorted(os.listdir(folder / "new" / "deep")) == ["a.txt"]
+
+
+@pytest.mark.parametrize("walked", [False, True])
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("../secret.txt", workspace.OutsideWorkspace),
+        ("/etc/passwd", workspace.OutsideWorkspace),
+        ("out/secret.txt", workspace.OutsideWorkspace),
+        ("out/new/secret.txt", workspace.OutsideWorkspace),
+        ("root/tmp/x", workspace.OutsideWorkspace),
+        ("link", workspace.NotText),
+        ("docs", workspace.NotText),
+        (".", workspace.NotText),
+        ("", workspace.NotText),
+        ("pipe", workspace.NotText),
+        ("README.md/x", NotADirectoryError),
+        ("a\0b", workspace.NotText),
+    ],
+)
+def test_nothing_is_written_outside_of_the_workspace_or_over_what_is_no_file(
+    folder: Path, path: str, error: type[Exception], walked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if walked:  # as on a kernel without openat2
+
+        def call(name: str, *arguments: object) -> int:
+            raise OSError(errno.ENOSYS, name)
+
+        monkeypatch.setattr(syscalls, "call", call)
+    (folder / "link").symlink_to("../secret.txt")
+    (folder / "out").symlink_to("..")
+    (folder / "root").symlink_to("/")
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(error):
+        write_file(path, "mine now")
+    assert (folder.parent / "secret.txt").read_text() == "the secret\n"
+    assert not [name for name in os.listdir(folder) if name.endswith("~")]
+    assert not (folder.parent / "new").exists()
+
+
+def test_an_edit_replaces_exactly_what_stands_there_once(folder: Path) -> None:
+    assert edit_file("README.md", "two Needle", "2") == "replaced 1 place in `README.md`"
+    assert (folder / "README.md").read_text() == "one\n2\nthree\n"
+    (folder / "crlf").write_bytes(b"a\r\na\r\n")
+    with pytest.raises(ValueError, match="2 times"):
+        edit_file("crlf", "a", "b")
+    assert edit_file("crlf", "a\r\n", "b\r\n", all=True) == "replaced 2 places in `crlf`"
+    assert (folder / "crlf").read_bytes() == b"b\r\nb\r\n"
+    with pytest.raises(ValueError, match="does not contain"):
+        edit_file("README.md", "two", "3")
+    (folder / "latin").write_bytes(b"caf\xe9 a\n")
+    with pytest.raises(workspace.NotText, match="not all UTF-8"):
+        edit_file("latin", "a", "b")
+    assert (folder / "latin").read_bytes() == b"caf\xe9 a\n"
+    with pytest.raises(workspace.OutsideWorkspace):
+        edit_file("../secret.txt", "the", "no")
+
+
+# --- programs ----------------------------------------------------------------------------------------------
+
+
+def test_a_program_is_run_without_a_shell_and_tells_its_status(folder: Path) -> None:
+    assert run_command(["echo", "$HOME; ls `id` *"]) == "$HOME; ls `id` *\n"
+    assert run_command(["sh", "-c", "echo out; echo err >&2; exit 3"]) == "out\nerr\n[exit status 3]"
+    assert run_command(["sh", "-c", "kill -9 $$"]) == "[killed by SIGKILL]"
+    assert run_command(["cat"]) == ""  # there is nothing on its input
+    for argv in (["no-such-program"], [""], ["a\0b"], [str(folder)]):
+        with pytest.raises(ValueError, match="cannot be run"):
+            run_command(argv)
+
+
+def test_a_program_that_does_not_end_is_killed_with_all_it_started(folder: Path) -> None:
+    script = "sleep 1000 & echo $! > pid; echo begun; wait"
+    with pytest.raises(TimeoutError, match="begun"):
+        run_command(["sh", "-c", script], timeout_s=0.5)
+    pid = int((folder / "pid").read_text())
+    with suppress(ProcessLookupError):  # it is gone already
+        assert select.select([os.pidfd_open(pid)], [], [], 30)[0]
+    # What it left running keeps neither the call nor its output.
+    assert run_command(["sh", "-c", "sleep 1000 & echo done"]).endswith("done\n")
+
+
+def test_of_a_long_output_the_beginning_and_the_end_are_kept(folder: Path) -> None:
+    text = run_command(["seq", "1", "100000"])
+    assert text.startswith("1\n2\n") and text.endswith("\n100000\n")
+    assert re.search(r"\[\.\.\. \d+ bytes are left out \.\.\.\]", text) and len(text) < 61_000
+
+
+def test_a_command_of_the_config_fills_its_template_and_nothing_else(folder: Path) -> None:
+    count = commands.function_of("count", Command(argv=("wc", "-w", "{path}"), permissions=("read",)))
+    assert count(path="README.md").split() == ["4", "README.md"]
+    nasty = "a b; rm -rf {path} $(id)"
+    echo = commands.function_of("say", Command(argv=("printf", "%s|%s", "--x={text}", "{path}")))
+    assert echo(text=nasty, path=nasty) == f"--x={nasty}|{nasty}"
+    for value in ("--files0-from=/etc/passwd", "-", "-w"):
+        with pytest.raises(ValueError, match="option"):
+            count(path=value)
+    with pytest.raises(ValueError, match="NUL"):
+        count(path="a\0b")

@@ -31,6 +31,8 @@ def admit(
         permissions = (
             agent.permissions if agent and agent.permissions is not None else config.default_permissions
         )
+        if params.write and "write" not in permissions:
+            permissions = (*permissions, "write")
     check_permissions(permissions)
     if params.max_usd is not None and not params.max_usd >= 0:
         raise InvalidParams(f"max_usd: expected dollars, 0 or more, got {params.max_usd}")

@@ -259,7 +259,7 @@ class Agent:
 
         try:
             reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
-            await self._record_reply(reply, began_at, first_at)
+            await self._record_reply(hands.registry.audit.secrets.masked(reply), began_at, first_at)
         except anyio.get_cancelled_exc_class():
             self._broken_off.append("a model's reply")
             raise

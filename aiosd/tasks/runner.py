@@ -85,6 +85,7 @@ class Runner:
 
         Raises NotFound, InvalidState for a closed session, InvalidParams, Overloaded."""
         _check(params)
+        params = self._hands.registry.audit.secrets.masked(params)
         if len(self._runs) >= MAX_OPEN:
             raise Overloaded(f"{MAX_OPEN} tasks are open; wait until one ends")
         task_id = str(uuid4())

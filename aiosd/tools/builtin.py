@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import msgspec
 
-from aiosd.tools import tool, workspace
+from aiosd.records import COMMAND_S
+from aiosd.tools import commands, tool, workspace
 from aiosd.tools.calculator import calculate
 
 MAX_LINES = 2000
@@ -87,6 +88,57 @@ def read_file(path: str, offset: Positive = 1, limit: Positive = MAX_LINES) -> s
     if last < len(lines):
         taken.append(f"[lines {offset} to {last} of {len(lines)}; go on with offset={last + 1}]")
     return "\n".join(taken)
+
+
+@tool(permissions=["write"])
+def write_file(path: str, content: Annotated[str, msgspec.Meta(max_length=workspace.MAX_FILE)]) -> str:
+    """Writes a text file of the workspace, with the folders above it; what was there is replaced.
+
+    Args:
+        path: The file, relative to the workspace.
+        content: All of its text.
+    """
+    workspace.write(Path.cwd(), path, content)
+    return f"wrote {len(workspace.lines(content))} lines to `{workspace.shown(path)}`"
+
+
+@tool(permissions=["write"])
+def edit_file(path: str, old: Annotated[str, msgspec.Meta(min_length=1)], new: str, all: bool = False) -> str:
+    """Replaces a text in a file of the workspace, to the character.
+
+    Args:
+        path: The file, relative to the workspace.
+        old: What is there now, with its blanks and line ends; with enough of its surroundings to be there once.
+        new: What is to be there instead.
+        all: Replace it wherever it stands, not just where it stands alone.
+    """
+    text = workspace.read(Path.cwd(), path)
+    name = workspace.shown(path)
+    if "\N{REPLACEMENT CHARACTER}" in text:
+        raise workspace.NotText(f"`{name}` is not all UTF-8; editing it would change what is not")
+    count = text.count(old)
+    if not count:
+        raise ValueError(f"`{name}` does not contain that text; read_file shows what it does contain")
+    if count > 1 and not all:
+        raise ValueError(
+            f"`{name}` contains that text {count} times; give more of its surroundings, or all=true"
+        )
+    workspace.write(Path.cwd(), path, text.replace(old, new))
+    return f"replaced {count} place{'s'[: count != 1]} in `{name}`"
+
+
+@tool(permissions=["run"])
+def run_command(
+    argv: Annotated[list[str], msgspec.Meta(min_length=1)],
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=COMMAND_S)] = COMMAND_S,
+) -> str:
+    """Runs a program in the workspace, without a shell and without network; gives its output and exit status.
+
+    Args:
+        argv: The program and each of its arguments, as in `["grep", "-rn", "TODO", "."]`.
+        timeout_s: Seconds after which it is killed.
+    """
+    return commands.run(argv, timeout_s=timeout_s)
 
 
 @tool(permissions=["read"], read_only=True)

@@ -333,7 +333,13 @@ def main() -> None:
         print(f"walls: {walls.tier} ({walls.why})", file=sys.stderr)  # noqa: T201 - the daemon's log
     # Importing a user's file runs it, and that is not done without walls either.
     folders = [Path(folder) for folder in plan.folders] if walls.hold else []
-    tools, problems = load(folders, careful=CAREFUL in sys.argv, only=plan.only, searxng_url=plan.searxng_url)
+    tools, problems = load(
+        folders,
+        careful=CAREFUL in sys.argv,
+        only=plan.only,
+        commands=plan.commands,
+        searxng_url=plan.searxng_url,
+    )
     if not walls.hold:
         problems = tuple(Problem(file=f, line=None, error=_unwalled(walls)) for f in plan.folders)
     if any(inspect.iscoroutinefunction(loaded.function) for loaded in tools.values()):

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from aiosd.child import Child, open_child
 from aiosd.errors import InvalidState, Overloaded
-from aiosd.records import Session
+from aiosd.records import Command, Session
 from aiosd.tools.egress import Egress
 from aiosd.tools.sandbox import PROXY, Out, Plan, Tier
 from aiosd.tools.wire import CAREFUL
@@ -36,6 +36,8 @@ class Walls(msgspec.Struct, frozen=True):
     """The daemon's own files and folders, which no tool may reach wherever its workspace lies."""
     tiers: tuple[Tier, ...] = tuple(Tier)
     """The walls that are tried."""
+    commands: dict[str, Command] = msgspec.field(default_factory=dict)
+    """Tools of the config."""
     searxng_url: str | None = None
     """Where web_search looks; without one it is no tool."""
 
@@ -65,6 +67,7 @@ class UserFiles(msgspec.Struct, frozen=True):
             folders=tuple(map(str, self.folders)),
             hidden=tuple(map(str, self.walls.hidden)),
             only=only,
+            commands=self.walls.commands,
             searxng_url=self.walls.searxng_url,
             out=out,
             tiers=self.walls.tiers,

@@ -10,14 +10,15 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType, MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
-from aiosd.records import Tool
+from aiosd.records import Command, Tool
 from aiosd.tools import MARK, Marked, builtin, web
+from aiosd.tools.commands import function_of
 from aiosd.tools.schema import NotATool, Signature, signature, tool_of
 from aiosd.tools.wire import Problem
 
@@ -42,6 +43,7 @@ def load(
     *,
     careful: bool = False,
     only: Collection[str] | None = None,
+    commands: Mapping[str, Command] = MappingProxyType({}),
     searxng_url: str | None = None,
 ) -> tuple[dict[str, Loaded], tuple[Problem, ...]]:
     """Tools by name, and what was passed over and why: never does one file keep another's tools away.
@@ -54,6 +56,8 @@ def load(
     problems: list[Problem] = []
     for module in (builtin, web):
         _collect(module, tools, problems)
+    for name, command in commands.items():
+        _add(function_of(name, command), None, tools, problems)
     if searxng_url is not None:
         _add(web.search_at(searxng_url), None, tools, problems)
     for number, folder in enumerate(folders):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from aiosd.records import Command
 from aiosd.tools import landlock, seccomp
 from aiosd.tools import syscalls as sc
 from aiosd.tools.namespaces import DEVICES, ETC, MERGED, Impossible, Room, enter, listen_within
@@ -133,6 +134,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon's own files."""
     only: tuple[str, ...] | None = None
     """The files that are loaded of these folders; None for all."""
+    commands: dict[str, Command] = msgspec.field(default_factory=dict)
+    """Tools of the config."""
     searxng_url: str | None = None
     memory: int = MAX_MEMORY
     """Bytes of address space of one process."""

@@ -100,6 +100,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "msgsnd": (69, 189),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
+    "openat2": (437, 437),
     "open_tree": (428, 428),
     "perf_event_open": (298, 241),
     "personality": (135, 92),

@@ -1,24 +1,36 @@
-"""Files of a session's workspace, read so that nothing outside it, and nothing that could hang, is opened.
+"""Files of a session's workspace, opened so that nothing outside it, and nothing that could hang, ever is.
 
 A path is opened twice: first as a mere place (O_PATH: no device starts, no FIFO waits), where the kernel says
 what it really is and where it really lies, then that very file for reading. A path swapped for a symlink in
-between changes nothing.
+between changes nothing. A file is written beside its place, in a folder that openat2(2) has found beneath the
+workspace, and moved there whole.
 """
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import stat
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from aiosd.tools import syscalls
 
 MAX_FILE = 16 * 1024 * 1024
 """Bytes of a file that is read; a larger one is no text for a model."""
 MAX_DEPTH = 40
 MAX_VISITED = 100_000
 """Files looked at in one walk."""
+
+
+RESOLVE_NO_MAGICLINKS, RESOLVE_BENEATH = 0x02, 0x08
+"""openat2(2)."""
+
+SWAPS = 100
+"""How often a path is tried anew that is changed while the kernel walks it."""
 
 
 class OutsideWorkspace(PermissionError):
@@ -43,12 +55,7 @@ def _place(root: Path, path: str) -> Iterator[tuple[int, str]]:
 
     Raises OutsideWorkspace, FileNotFoundError, OSError.
     """
-    if "\0" in path:
-        raise NotText("a path has no NUL characters")
-    base = os.path.realpath(root)
-    wanted = os.path.normpath(os.path.join(base, path))
-    if wanted != base and not wanted.startswith(base.rstrip("/") + "/"):
-        raise _outside(path)
+    base, wanted = _inside(root, path)
     try:
         descriptor = os.open(wanted, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -62,6 +69,17 @@ def _place(root: Path, path: str) -> Iterator[tuple[int, str]]:
         yield descriptor, os.path.relpath(real, base)
     finally:
         os.close(descriptor)
+
+
+def _inside(root: Path, path: str) -> tuple[str, str]:
+    """The workspace and the path, absolute, by their words alone. Raises OutsideWorkspace, NotText."""
+    if "\0" in path:
+        raise NotText("a path has no NUL characters")
+    base = os.path.realpath(root)
+    wanted = os.path.normpath(os.path.join(base, path))
+    if wanted != base and not wanted.startswith(base.rstrip("/") + "/"):
+        raise _outside(path)
+    return base, wanted
 
 
 def read(root: Path, path: str) -> str:
@@ -85,6 +103,119 @@ def _text(descriptor: int, name: str) -> str:
             size = os.fstat(file.fileno()).st_size
             raise NotText(f"`{name}` has {size} bytes; files up to {MAX_FILE} bytes are read")
     return raw.decode("utf-8", errors="replace")
+
+
+def write(root: Path, path: str, text: str) -> None:
+    """Puts the text there whole or not at all, with the folders above it; a file that was there keeps its mode.
+
+    Raises OutsideWorkspace, NotText for what is no file, OSError.
+    """
+    base, wanted = _inside(root, path)
+    folder, name = os.path.split(os.path.relpath(wanted, base))
+    if name in (".", ""):
+        raise NotText(f"`{shown(path)}` is a folder")
+    raw = text.encode("utf-8", errors="surrogateescape")
+    top = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        parent = _folder(top, folder, path)
+    finally:
+        os.close(top)
+    try:
+        _replace(parent, name, raw, path)
+    except OSError as exc:
+        if exc.errno == errno.EROFS:
+            raise PermissionError("the workspace is read-only in this session") from None
+        raise
+    finally:
+        os.close(parent)
+
+
+def _replace(parent: int, name: str, raw: bytes, path: str) -> None:
+    mode = 0o666
+    try:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
+            raise NotText(f"`{shown(path)}` is {kind}; only a file can be written")
+        mode = stat.S_IMODE(found.st_mode) & 0o777
+    beside = f".{name[:100]}.{os.getpid()}~"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    mask = os.umask(0) if mode != 0o666 else None
+    try:
+        with open(os.open(beside, flags, mode, dir_fd=parent), "wb") as file:
+            file.write(raw)
+        os.rename(beside, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(beside, dir_fd=parent)
+        raise
+    finally:
+        if mask is not None:
+            os.umask(mask)
+
+
+def _folder(top: int, folder: str, path: str) -> int:
+    """A descriptor of the folder below the open one, made with those above it where it is not there."""
+    here = os.dup(top)
+    for end, name in _steps(folder):
+        try:
+            try:
+                there = _beneath(top, end)
+            except FileNotFoundError:
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=here)
+                there = _beneath(top, end)
+        except OSError as exc:
+            if exc.errno in (errno.EXDEV, errno.ELOOP):
+                raise _outside(path) from None
+            if exc.errno == errno.EROFS:
+                raise PermissionError("the workspace is read-only in this session") from None
+            raise type(exc)(exc.errno, f"`{shown(path)}`: {os.strerror(exc.errno or 0)}") from None
+        finally:
+            os.close(here)
+        here = there
+    return here
+
+
+def _steps(folder: str) -> Iterator[tuple[str, str]]:
+    """`a/b` as `a`, then `a/b`, each with its last name."""
+    names = [name for name in folder.split("/") if name]
+    for count, name in enumerate(names, 1):
+        yield "/".join(names[:count]), name
+
+
+def _beneath(top: int, folder: str) -> int:
+    """An O_PATH descriptor of a folder below the open one: the kernel goes there without ever leaving it. Where it has
+    no openat2(2), no symlink is followed. Raises OSError, with EXDEV or ELOOP for a way that leads out."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    how = struct.pack("QQQ", flags, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+    for _ in range(SWAPS):
+        try:
+            return syscalls.call("openat2", top, os.fsencode(folder) + b"\0", how, len(how))
+        except OSError as exc:
+            if exc.errno == errno.ENOSYS:
+                return _walked(top, folder, flags)
+            if exc.errno != errno.EAGAIN:
+                raise
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def _walked(top: int, folder: str, flags: int) -> int:
+    here = os.dup(top)
+    for name in folder.split("/"):
+        try:
+            there = os.open(name, flags | os.O_NOFOLLOW, dir_fd=here)
+        except NotADirectoryError:
+            if stat.S_ISLNK(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+            raise
+        finally:
+            os.close(here)
+        here = there
+    return here
 
 
 def walk(root: Path, path: str) -> Iterator[tuple[str, str, int]]:

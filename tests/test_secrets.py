@@ -1,0 +1,131 @@
+"""Keys stay home: their values reach no log, journal, memory, audit row or remote model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import anyio.to_thread
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiosd.config import Backend, Config, Models
+from aiosd.protocol.memory import MemoryList
+from aiosd.protocol.tools import ToolCall
+from aiosd.records import Input, Text, ToolResult
+from aiosd.secrets import Secrets
+from tests.daemon import Daemon
+from tests.doubles.http_double import Script
+from tests.doubles.openai_double import OpenAIDouble
+
+T = TypeVar("T")
+
+KEY = 'sk-env-"quoted\\slash-4711'
+FILE_KEY = "sk-file-0815-abcdefgh"
+LATER = "sk-file-changed-since"
+
+TOOLS = """
+import os
+from aiosd.tools import tool
+
+@tool(permissions=["*"], read_only=True)
+def leak(text: str) -> dict[str, str]:
+    "Gives what it is given, and all of its environment."
+    return {"text": text, "environment": repr(dict(os.environ))}
+
+@tool(permissions=["*"])
+def fail(text: str) -> str:
+    "Fails with what it is given."
+    raise ValueError(text)
+"""
+
+
+async def aside(work: Callable[[], T]) -> T:
+    return await anyio.to_thread.run_sync(work)
+
+
+def remains(home: Path) -> list[Path]:
+    """The files below that have a key in them, plain or as it stands in JSON, or in JSON in JSON."""
+    once = [json.dumps(key)[1:-1] for key in (KEY, FILE_KEY, LATER)]
+    spellings = {KEY, FILE_KEY, LATER, *once, *(json.dumps(text)[1:-1] for text in once)}
+    files = [path for path in home.rglob("*") if path.is_file() and path.name != "key.txt"]
+    assert len(files) > 3
+    return [path for path in files if any(text.encode() in path.read_bytes() for text in spellings)]
+
+
+@pytest.mark.anyio
+async def test_no_key_gets_into_what_is_kept_or_sent(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "tools").mkdir(parents=True)
+    (home / "tools" / "leaks.py").write_text(TOOLS)
+    (home / "key.txt").write_text(FILE_KEY + "\n")
+    async with OpenAIDouble(Script(text=("All done.",))) as model:
+        secret = json.dumps({"text": f"{KEY} and {FILE_KEY}"})
+        model.scripts = [
+            Script(text=(f"I will use {KEY}",), calls=(("leak", secret), ("fail", secret))),
+            Script(text=(), calls=(("remember", json.dumps({"content": f"the key is {FILE_KEY}"})),)),
+        ]
+        config = f"""
+            [models.tiers]
+            balanced = ["cloud"]
+            [models.backends.cloud]
+            kind = "openai"
+            url = "{model.base}"
+            model = "m"
+            local = false
+            key_env = "SOME_KEY"
+            [models.backends.other]
+            kind = "openai"
+            url = "{model.base}"
+            model = "m"
+            key_file = "{home}/key.txt"
+        """
+
+        def work() -> None:
+            with Daemon(home, config, {"SOME_KEY": KEY}) as daemon:
+                session = daemon.session()
+                inputs = (Input(name="env", text=f"K={KEY}"),)
+                assert daemon.run(session, f"Use {FILE_KEY}", inputs=inputs).result == "All done."
+
+                def leak(text: str) -> str:
+                    call = ToolCall(session_id=session.session_id, name="leak", arguments={"text": text})
+                    return str(daemon.call(call))
+
+                given = leak(f"x {KEY} x")
+                assert KEY not in given and "x [$SOME_KEY] x" in given
+                (home / "key.txt").write_text(LATER)
+                assert "x [key file key.txt] x" in leak(f"x {LATER} x")
+                memories = daemon.call(MemoryList(session_id=session.session_id)).memories
+                assert any("the key is [key file key.txt]" in memory.content for memory in memories)
+                assert remains(home) == []
+
+        await aside(work)
+        sent = json.dumps(model.chats())
+        assert len(model.chats()) == 3 and "[$SOME_KEY]" in sent and "[key file key.txt]" in sent
+        assert KEY.split('"')[0] not in sent and FILE_KEY not in sent
+        assert model.seen[-1].headers["authorization"] == f"Bearer {KEY}"  # that is what it is for
+
+
+@given(st.text(min_size=8, max_size=40).filter(lambda text: len(text.strip()) >= 8), st.text(max_size=10))
+def test_a_value_is_masked_wherever_it_stands_in_a_record(value: str, around: str) -> None:
+    config = Config(models=Models(backends={"a": Backend(kind="openai", url="http://x", key_env="A_KEY")}))
+    secrets = Secrets(config, {"A_KEY": value})
+    value = value.strip()
+    result = ToolResult(
+        content=(Text(text=around + value + around),),
+        is_error=False,
+        structured_content={"deep": [{"it": value}]},
+    )
+    masked = secrets.masked(result)
+    assert masked.structured_content == {"deep": [{"it": "[$A_KEY]"}]}
+    assert "[$A_KEY]" in masked.content[0].text
+
+
+def test_what_is_too_short_for_a_key_masks_no_words() -> None:
+    config = Config(models=Models(backends={"a": Backend(kind="openai", url="http://x", key_env="A_KEY")}))
+    text = ToolResult(content=(Text(text="a test"),), is_error=False)
+    assert Secrets(config, {"A_KEY": "test"}).masked(text) is text
+    assert Secrets(config, {}).masked(text) is text
