@@ -13,7 +13,7 @@ from aiosd.errors import NoModelFits
 from aiosd.models.backend import ModelRequest
 from aiosd.models.extractive.backend import Extractive
 from aiosd.records import Source
-from tests.doubles.http_double import Script
+from tests.doubles.http_double import Script, Seen
 from tests.doubles.ollama_double import Held, OllamaDouble
 from tests.doubles.pools import (
     NOWHERE,
@@ -120,9 +120,16 @@ async def test_an_ollama_that_was_started_is_found_at_the_next_request_that_is_d
         assert (await pool.reply(quoting())).backend == "small"
 
 
+class Willing(OllamaDouble):
+    """It makes vectors with any model, as an older one does."""
+
+    def other(self, seen: Seen) -> tuple[int, Any]:
+        return (200, {"embeddings": [[1.0]]}) if seen.path == "/api/embed" else super().other(seen)
+
+
 async def test_a_model_that_only_makes_vectors_is_found_and_answers_nothing_else() -> None:
     models = {"chat": Held(size="0.1B"), "minilm": Held(capabilities=("embedding",), size="1B")}
-    async with OllamaDouble(models=models) as double:
+    async with Willing(models=models) as double:
         async with pool_of({}, environ={"OLLAMA_HOST": double.url}) as pool:
             assert (await pool.embed(["a"])).model == "minilm"
             assert (await pool.reply(quoting(tier="capable"))).backend == "chat"

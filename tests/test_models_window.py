@@ -258,6 +258,13 @@ def test_what_is_left_out_follows_the_stated_order(less: int, dropped: tuple[str
         assert stays in left
 
 
+def test_the_largest_tool_goes_first() -> None:
+    tools = [ToolSpec(name=str(n), description="x" * n, input_schema={}) for n in (100, 1000, 500)]
+    request = user("hi", tools=tuple(tools))
+    fitted = window.fit(request, window.size_bytes(request) - 600)
+    assert [tool.name for tool in fitted.request.tools] == ["100", "500"]
+
+
 def test_the_middle_goes_and_the_longest_text_first() -> None:
     request = whole()
     fitted = window.fit(request, window.size_bytes(request) - 8000)

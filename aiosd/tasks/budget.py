@@ -163,7 +163,7 @@ class Budget:
             return of_day, ((max_usd, tasks.spent(c, session_id=session_id)),)
 
         of_day, of_session = await self._database.read(read)
-        held = sum(usd for holder, (_, usd) in self._held.items() if holder != but)
+        held = sum((usd for holder, (_, usd) in self._held.items() if holder != but), 0.0)
         day = Cap("day", self.day_usd, of_day, held)
         in_session = 0.0 if session_id is None else self._holds(session_id, but=but)
         return day, tuple(
@@ -172,7 +172,8 @@ class Budget:
 
     def _holds(self, id: str, *, but: str | None) -> float:
         """What counts for this task or session and is under way, without what `but` holds."""
-        return sum(usd for holder, (ids, usd) in self._held.items() if holder != but and id in ids)
+        counted = (usd for holder, (ids, usd) in self._held.items() if holder != but and id in ids)
+        return sum(counted, 0.0)
 
     async def release(self, task_id: str) -> None:
         """The dispatch is over and what it cost is on the books."""
