@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -72,3 +73,19 @@ def test_the_tool_it_shows_works(tmp_path: Path) -> None:
 def test_every_built_in_tool_is_in_its_table(daemon: Daemon, name: str) -> None:
     assert f"`{name}`" in README
     assert daemon.ctl("tool", "show", name).returncode == 0
+
+
+def test_its_table_of_methods_is_todays() -> None:
+    sys.path.insert(0, str(ROOT / "contrib"))
+    try:
+        methods = importlib.import_module("methods")
+    finally:
+        sys.path.pop(0)
+    assert methods.written(README) == README, "run: python contrib/methods.py --write"
+
+
+def test_its_picture_is_there_and_was_drawn_from_commands_that_worked() -> None:
+    (name,) = re.findall(r"!\[[^]]*\]\((.*)\)", README)
+    picture = (ROOT / name).read_text(encoding="utf-8").replace("&#160;", " ")
+    assert "invoke_agent" in picture and "falcon-7" in picture
+    assert "Traceback" not in picture and "aiosctl:" not in picture
