@@ -229,19 +229,6 @@ def fill_disk_with_one(facts: dict[str, Any]) -> str:
 
 
 @attack
-def fill_disk_with_many(facts: dict[str, Any]) -> str:
-    names = [f"many{n}" for n in range(12)]
-    try:
-        for name in names:
-            with open(name, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, 32 * MB)
-        return "384 MiB"
-    finally:
-        for name in names:
-            Path(name).unlink(missing_ok=True)
-
-
-@attack
 def fill_tmp(facts: dict[str, Any]) -> str:
     folder = Path("/tmp", f"fill{os.getpid()}")
     folder.mkdir()

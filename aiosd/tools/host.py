@@ -29,6 +29,7 @@ import msgspec
 from aiosd import framing, stdio
 from aiosd.errors import AiosError, DeadlineExceeded, InvalidParams, MethodNotFound, NotFound, ToolFailed
 from aiosd.records import ToolResult
+from aiosd.tools import quota
 from aiosd.tools.loading import Loaded, ending, load
 from aiosd.tools.running import Answer, run
 from aiosd.tools.sandbox import ADVICE, Plan, Walls, build
@@ -60,6 +61,9 @@ class Running:
         self.receiving = receiving
         self.received = bytearray()
         self.over = False
+        self.since = time.time()
+        self.free = 0
+        """Bytes of the workspace's disk when it was last looked at closely."""
 
     @property
     def is_whole(self) -> bool:
@@ -84,7 +88,11 @@ class Host:
         tools: Mapping[str, Loaded],
         problems: Sequence[Problem],
         walls: Walls,
+        plan: Plan,
     ) -> None:
+        self._plan = plan
+        self._workspace = Path(plan.workspace) if plan.workspace is not None and plan.write else None
+        self._look_at = 0.0
         self._line = line
         self._walls = walls
         self._tools = tools
@@ -166,6 +174,10 @@ class Host:
         os.close(sending)
         os.set_blocking(receiving, False)
         running = Running(id, call.name, call.timeout_s, pid, receiving)
+        if self._workspace is not None:
+            running.free = quota.free(self._workspace)
+        if all(call.over for call in self._calls.values()):
+            self._look_at = time.monotonic() + quota.LOOK_S  # a short call costs no look
         self._calls[pid] = running
         self._selector.register(receiving, selectors.EVENT_READ, running)
         self._selector.register(running.exit, selectors.EVENT_READ, running)
@@ -238,7 +250,7 @@ class Host:
 
     def _patience_s(self) -> float | None:
         deadlines = [call.deadline for call in self._calls.values() if not call.over]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        return max(0.0, min(*deadlines, self._look_at) - time.monotonic()) if deadlines else None
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -246,6 +258,34 @@ class Host:
             if not call.over and call.deadline <= now:
                 late = f"tool `{call.name}` did not answer within {call.timeout_s:g} s and was killed"
                 self._finish(call, DeadlineExceeded(late))
+        if now >= self._look_at:
+            self._look_at = now + quota.LOOK_S
+            running = [call for call in self._calls.values() if not call.over]
+            self._bound_space(running)
+            self._bound_memory(running)
+
+    def _bound_space(self, running: Sequence[Running]) -> None:
+        if self._workspace is None:
+            return
+        left = quota.free(self._workspace)
+        for call in running:
+            call.free = max(call.free, left)
+            if call.free - left <= self._plan.written:
+                continue
+            wrote = quota.written(self._workspace, call.since)
+            if wrote > self._plan.written:
+                room = self._plan.written >> 20
+                why = f"tool `{call.name}` wrote {wrote >> 20} MiB into the workspace and was killed; it may have {room}"
+                self._finish(call, ToolFailed(why))
+            call.free = left  # others may fill the disk too: not looked at again before it is as much again
+
+    def _bound_memory(self, running: Sequence[Running]) -> None:
+        taken = quota.resident() if running else {}
+        own = {call.pid: taken.get(call.pid, 0) for call in running}
+        if sum(own.values()) > self._plan.memory:
+            worst = max(running, key=lambda call: own[call.pid])
+            why = f"`{worst.name}` and what it started took {own[worst.pid] >> 20} MiB of memory and were killed"
+            self._finish(worst, ToolFailed(why))
 
     # --- ends ------------------------------------------------------------------------------------------
 
@@ -348,7 +388,7 @@ def main() -> None:
         from aiosd.tools import browsing  # noqa: F401 - likewise
     gc.collect()
     gc.freeze()  # a fork that leaves these objects alone shares their memory
-    Host(line, tools, problems, walls).serve()
+    Host(line, tools, problems, walls, plan).serve()
 
 
 if __name__ == "__main__":

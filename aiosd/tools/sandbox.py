@@ -20,6 +20,7 @@ from aiosd.records import Command
 from aiosd.tools import landlock, seccomp
 from aiosd.tools import syscalls as sc
 from aiosd.tools.namespaces import DEVICES, ETC, MERGED, Impossible, Room, enter, listen_within
+from aiosd.tools.quota import MAX_WRITTEN
 
 MAX_MEMORY = 4 * 1024**3
 """Bytes of address space of one process; some runtimes reserve a few GB without using them."""
@@ -138,7 +139,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Tools of the config."""
     searxng_url: str | None = None
     memory: int = MAX_MEMORY
-    """Bytes of address space of one process."""
+    """Bytes of address space of one process, and of what all calls have in memory together."""
+    written: int = MAX_WRITTEN
+    """Bytes that a call may leave in the workspace."""
     out: Out | None = None
     """Without one there is no network."""
     tiers: tuple[Tier, ...] = tuple(Tier)

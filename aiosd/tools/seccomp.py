@@ -143,6 +143,8 @@ def tools_filter(*, namespaces: bool, network: bool = False) -> bytes:
     program += [(JGE, 0, 1, UNKNOWN), _refuse(errno.ENOSYS)]
     program += _refuse_all(REFUSED if namespaces else (*REFUSED, *REFUSED_WITHOUT_NAMESPACES))
     program += _when("socket", _TCP if network else [_refuse()])
+    # Space is taken by writing it, which lasts long enough to be seen (aiosd.tools.quota); programs write zeros instead.
+    program += _when("fallocate", [_refuse(errno.EOPNOTSUPP)])
     program += _when("clone3", [_refuse(errno.ENOSYS)])  # its flags lie in memory; libcs fall back to clone
     program += _when("clone", [(LD_ABS, 0, 0, ARGUMENT), (JSET, 0, 1, NEW_NAMESPACES), _refuse(), ALLOW])
     terminal = [(LD_ABS, 0, 0, ARGUMENT + 8), (JEQ, 1, 0, TIOCSTI), (JEQ, 0, 1, TIOCLINUX), _refuse(), ALLOW]

@@ -50,6 +50,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
     "fchmodat2": (452, 452),
+    "fallocate": (285, 47),
     "fchown": (93, 55),
     "fchownat": (260, 54),
     "fcntl": (72, 25),
