@@ -32,7 +32,7 @@ LOG_LINES = 10
 """Last lines of the log shown when a daemon ends while starting."""
 
 KEPT = frozenset({"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "OLLAMA_HOST"})
-KEPT_BEGINNINGS = ("LC_", "XDG_", "AIOSD_")
+KEPT_BEGINNINGS = ("LC_", "XDG_", "AIOSD_", "OTEL_")
 
 
 def connect(*, option: str | None, may_start: bool, quiet: bool, trace: bool) -> Client:

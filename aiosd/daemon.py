@@ -27,6 +27,7 @@ from aiosd.memory.memory import open_memory
 from aiosd.methods.services import Services
 from aiosd.methods.table import table
 from aiosd.models.pool import Pool, open_pool
+from aiosd.otel import open_export
 from aiosd.paths import Paths
 from aiosd.records import Embedded, Session
 from aiosd.reload import Reload, open_reload
@@ -68,7 +69,11 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     prctl(PR_SET_DUMPABLE, 0)  # our memory, environment and descriptors are no other process's to read
     started = time.monotonic()
     stop = anyio.Event()
-    with _lock(paths.lock, socket_path), passed_socket(environ) or _bound(socket_path) as listening:
+    with (
+        _lock(paths.lock, socket_path),
+        passed_socket(environ) or _bound(socket_path) as listening,
+        open_export(environ) as export,
+    ):
         async with (
             open_database(paths.database) as database,
             nullcontext(Audit(database, Secrets(config, environ))) as audit,
@@ -114,6 +119,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 approvals=Approvals(database, registry.audit),
             )
             async with open_runner(hands) as runner:
+                runner.on_end = export
                 registry.add(spawn_tools(runner))
                 services = Services(
                     config=config,

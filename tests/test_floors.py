@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
         "tasks.steps",
         "tasks.trace",
     },
-    {"state", "secrets", "child", "stdio", "events", "telemetry", "systemd", "tally"},
+    {"state", "secrets", "child", "stdio", "events", "telemetry", "systemd", "tally", "otel"},
     {"audit"},
     {"models", "memory", "tools"},
     {"tasks"},
@@ -58,6 +58,7 @@ ONE_HOME: dict[str, str | tuple[str, str]] = {
     "oslash": "server",
     "platformdirs": "paths",
     "prometheus_client": "metrics",
+    "opentelemetry": "otel",
 }
 """Where each vendor's package, and SQL, may be imported."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aiosd import server
 from aiosd.methods.services import Services, handles, show
-from aiosd.protocol.sessions import SessionRun
 from aiosd.protocol.tasks import (
     TaskAttach,
     TaskCancel,
@@ -17,11 +16,8 @@ from aiosd.protocol.tasks import (
     TaskWait,
     Trace,
 )
-from aiosd.records import Kept, Task, TaskResult
+from aiosd.records import Task, TaskResult
 from aiosd.state import tasks
-from aiosd.state.database import Connection
-from aiosd.tasks import steps
-from aiosd.tasks.trace import spans
 
 
 @handles(TaskGet)
@@ -61,11 +57,8 @@ async def task_resolve(services: Services, peer: server.Peer, params: TaskResolv
 
 @handles(TaskTrace)
 async def task_trace(services: Services, peer: server.Peer, params: TaskTrace) -> Trace:
-    def read(c: Connection) -> tuple[Task, SessionRun, tuple[Kept, ...]]:
-        return tasks.get(c, params.task_id), tasks.params(c, params.task_id), tasks.events(c, params.task_id)
-
-    task, run, journal = await services.database.read(read)
-    return Trace(spans=spans(task, journal, run.max_steps or steps.MAX_STEPS))
+    _, spans = await services.runner.trace(params.task_id)
+    return Trace(spans=spans)
 
 
 @handles(TaskAttach)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -31,6 +31,7 @@ from aiosd.records import (
     Kept,
     Priority,
     Session,
+    Span,
     StateEvent,
     Task,
     TaskResult,
@@ -42,6 +43,7 @@ from aiosd.state.database import Connection
 from aiosd.tasks import descent, steps, upkeep
 from aiosd.tasks.agent import Agent, Hands
 from aiosd.tasks.descent import Wish
+from aiosd.tasks.trace import spans
 from aiosd.tools.kernel import Caller
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ class Runner:
         self._running = running
         self._runs: dict[str, Run] = {}
         self._resolving: set[str] = set()
+        self.on_end: Callable[[Task, Sequence[Span]], None] | None = None
+        """Given each task that has ended, with where its time went."""
 
     @property
     def open(self) -> int:
@@ -386,6 +390,20 @@ class Runner:
             tally.TASKS.add(time.monotonic() - began, run.agent.state)
             del self._runs[task.task_id]
             run.ended.set()
+        if self.on_end is not None and run.agent.state in ENDED:
+            try:
+                self.on_end(*await self.trace(task.task_id))
+            except AiosError:
+                logger.exception("a trace could not be read", extra={"task_id": task.task_id})
+
+    async def trace(self, task_id: str) -> tuple[Task, tuple[Span, ...]]:
+        """The task and where its time went. Raises NotFound."""
+
+        def read(c: Connection) -> tuple[Task, SessionRun, tuple[Kept, ...]]:
+            return tasks.get(c, task_id), tasks.params(c, task_id), tasks.events(c, task_id)
+
+        task, params, journal = await self._hands.database.read(read)
+        return task, spans(task, journal, params.max_steps or steps.MAX_STEPS)
 
 
 def _agent(
