@@ -155,7 +155,7 @@ async def test_a_very_long_query_is_cut_and_a_very_long_memory_is_found_by_its_e
     long = "x\x01y " * (MAX_CONTENT // 4 - 10) + " zebra"
     async with opened(tmp_path) as (memories, _):
         ids = await memories.remember(
-            ann, [NewMemory(content="tea and toast"), *[NewMemory(content=long)] * 5]
+            ann, [NewMemory(content="tea and toast"), *[NewMemory(content=f"{i} {long}") for i in range(5)]]
         )
         assert await contents(memories, scope_of(ann), "tea " * 25_000) == ["tea and toast"]
         assert await contents(memories, scope_of(ann), "x" * MAX_QUERY + " toast") == []
@@ -343,6 +343,20 @@ def test_a_private_session_makes_whatever_it_remembers_private() -> None:
         session(privacy="local"), "x", kind="task", source="task:1", privacy="any", created_at=NOW
     )
     assert made.privacy == "local"
+
+
+async def test_what_says_the_same_is_kept_as_given_and_recalled_once(tmp_path: Path) -> None:
+    ann, private = session(), session(privacy="local")
+    same = ["The spare key is blue", "the spare key is BLUE!", "The  spare key,\nis blue."]
+    async with opened(tmp_path) as (memories, database):
+        ids = await memories.remember(ann, [NewMemory(content=text) for text in same * 20])
+        await memories.remember(ann, [NewMemory(content="The spare key is blue", speaker="Ben")])
+        await memories.remember(ann, [NewMemory(content="The spare key is blue, says Cem")])
+        await memories.remember(private, [NewMemory(content="The spare key is blue")])
+        found = await memories.recall(scope_of(ann), "Which colour has the spare key?")
+        assert (await database.read(table.position))[0] == len(ids) + 3
+    assert len(found) == 4  # the notes, Ben's word, another sentence, and what may not leave
+    assert [m.score for m in found] == sorted((m.score for m in found), reverse=True)
 
 
 async def test_ten_thousand_memories_in_one_call(tmp_path: Path) -> None:

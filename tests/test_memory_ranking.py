@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosd.memory import ranking
 from aiosd.memory.ranking import CANDIDATES, SITTING_US, Found, Turn, likelihoods, meaning, named, rank
+from aiosd.records import Memory
 
 
 def turn(
@@ -107,3 +111,37 @@ def test_a_store_without_an_answer_scores_low_and_one_that_says_it_high() -> Non
     assert first("colour of the tram in Lisbon", tea, None) < 0.1
     assert first("of the", tea, None) < 0.1
     assert likelihoods("tea", [], [], Found({}, {})) == []
+
+
+def test_a_summary_stands_behind_nothing_that_it_was_made_from() -> None:
+    def memory(id: str, content: str, kind: str) -> Memory:
+        return Memory(
+            memory_id=id,
+            user_id="ann",
+            session_id="s",
+            content=content,
+            speaker=None,
+            kind=kind,
+            source="user",
+            trust=1.0,
+            privacy="any",
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            metadata={},
+        )
+
+    known = {
+        "a": memory("a", "the oak", "task"),
+        "b": memory("b", "the elm", "note"),
+        "s": memory("s", "trees", "summary"),
+    }
+    origins = {"s": ("memory:a", "task:1")}
+
+    def order(*ranked: str, before: tuple[str, ...] = ()) -> list[str]:
+        scored, earlier = ([(id, 1.0) for id in ids] for ids in (ranked, before))
+        return [id for id, _ in ranking.distinct(scored, known, origins, earlier)]
+
+    assert order("s", "a", "b") == ["s", "a", "b"]
+    assert order("b", "a", "s") == ["b", "a"]
+    assert order("b", "s") == ["b", "s"]
+    assert order("s", before=("a",)) == []
+    assert order("gone", "b", "b") == ["b"]

@@ -37,6 +37,9 @@ MAX_RECALLED = 100
 EXPORTED = 2 * 1024 * 1024
 """Bytes of JSON in a page of an export, which is one line of the protocol."""
 
+SLICE = 32
+"""Memories of a ranking that are read at once, until enough of them say something of their own."""
+
 PAGE = 128
 """Memories read at once where many are looked through."""
 
@@ -176,8 +179,17 @@ class Memories:
         def ranked(c: Connection) -> tuple[list[tuple[str, float]], dict[str, Memory]]:
             ids = list(hits.words.keys() | hits.meaning.keys())
             near = table.around(c, scope, ids, kind=kind, source=source, as_of=where.as_of)
-            best = ranking.rank([ranking.Turn(*row) for row in near], hits, speaker, n)
-            return best, table.fetch(c, [id for id, _ in best], scope)
+            ranked = ranking.rank([ranking.Turn(*row) for row in near], hits, speaker, len(near))
+            found: dict[str, Memory] = {}
+            best: list[tuple[str, float]] = []
+            for start in range(0, len(ranked), SLICE):
+                some = [id for id, _ in ranked[start : start + SLICE]]
+                found |= table.fetch(c, some, scope)
+                sums = [id for id in some if id in found and found[id].kind == "summary"]
+                best += ranking.distinct(ranked[start : start + SLICE], found, lineage.origins(c, sums), best)
+                if len(best) >= n:
+                    break
+            return best[:n], found
 
         best, found = await self._database.read(ranked)
         texts = [found[id].content for id, _ in best[: ranking.FIRST]]

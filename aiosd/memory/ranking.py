@@ -14,6 +14,8 @@ from heapq import nlargest
 
 import msgspec
 
+from aiosd.records import Memory
+
 CANDIDATES = 100
 """The best by meaning, and the best by words, that are looked at."""
 
@@ -196,6 +198,37 @@ def rank(turns: Sequence[Turn], found: Found, speaker: str | None, n: int) -> li
             score -= 0.15
         scores.append((score, turn.memory_id))
     return [(memory_id, score) for score, memory_id in nlargest(n, scores)]
+
+
+def distinct(
+    ranked: Sequence[tuple[str, float]],
+    memories: Mapping[str, Memory],
+    origins: Mapping[str, Sequence[str]],
+    before: Sequence[tuple[str, float]],
+) -> list[tuple[str, float]]:
+    """Those of the ranked that say something of their own, after those `before`, in their order.
+
+    Left out are equal texts of one speaker, whatever their letters' case, spaces and marks; and summaries behind a
+    memory that they were made from. `origins` are those of the summaries.
+    """
+    said = {_saying(memories[id]) for id, _ in before}
+    ahead = {f"memory:{id}" for id, _ in before}
+    kept: list[tuple[str, float]] = []
+    for id, score in ranked:
+        memory = memories.get(id)
+        if memory is None or not ahead.isdisjoint(origins.get(id, ())):
+            continue
+        if (saying := _saying(memory)) not in said:
+            said.add(saying)
+            ahead.add(f"memory:{id}")
+            kept.append((id, score))
+    return kept
+
+
+def _saying(memory: Memory) -> tuple[str | None, str, float, str]:
+    """What two memories share that say the same, as freely and from as good a source."""
+    words = " ".join(re.findall(r"\w+", memory.content.casefold()))
+    return memory.speaker, memory.privacy, memory.trust, words or memory.content
 
 
 def likelihoods(

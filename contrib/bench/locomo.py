@@ -6,8 +6,8 @@ made from github.com/snap-research/locomo, whose licence (CC BY-NC 4.0) keeps it
 
 Each turn is one memory, each question one recall. R@k is the share of a question's evidence among the first k, nDCG
 that of the order, both averaged over the questions of categories 1 to 4 (5 is adversarial). A row for every
-conversation as a user of its own, their mean, and all conversations as one user; with the weights of the embedder,
-and without. On the way: texts remembered a second, milliseconds a recall, and MB of the daemon and its worker.
+conversation as a user of its own, their mean, and all conversations as one user; then the same asked by a fresh
+session, after a run in each of the others and their end, which consolidates them. With the weights of the embedder, and without. On the way: texts remembered a second, milliseconds a recall, and MB of the daemon and its worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from aiosctl.client import Client
 from aiosd.protocol.memory import MemoryRecall, MemoryRemember, NewMemory
-from aiosd.protocol.sessions import SessionCreate
+from aiosd.protocol.sessions import SessionClose, SessionCreate, SessionRun
 from aiosd.protocol.system import SystemInfo
 from contrib.bench.idle import rss_mb
 from tests.daemon import Daemon
@@ -51,9 +51,12 @@ class Told:
         self.turn_of: dict[str, tuple[str, str]] = {}
         """By memory id: conversation and turn."""
         self.recall_s: list[float] = []
+        self.sessions: list[str] = []
+        self.speaker = next(iter(conversations.values()))["turns"][0]["speaker"]
         for name, conversation in conversations.items():
             for turns in _sessions(conversation["turns"]):
                 session = client.call(SessionCreate(user_id=user, permissions=("memory",)))
+                self.sessions.append(session.session_id)
                 for start in range(0, len(turns), BATCH):
                     batch = turns[start : start + BATCH]
                     done = client.call(
@@ -64,12 +67,21 @@ class Told:
                     for memory_id, turn in zip(done.memory_ids or (), batch, strict=True):
                         self.turn_of[memory_id] = name, turn["id"]
 
-    def ask(self, name: str, question: dict[str, Any]) -> Row:
+    def close(self) -> None:
+        """Runs a task in every session, for its turns to be consolidated, and closes it."""
+        for session in self.sessions:
+            task = f"What did {self.speaker} say about the plans?"
+            self.client.call(SessionRun(session_id=session, task=task, backend="extractive"), timeout_s=None)
+            self.client.call(SessionClose(session_id=session))
+
+    def ask(self, name: str, question: dict[str, Any], session_id: str | None = None) -> Row:
         started = time.perf_counter()
-        found = self.client.call(MemoryRecall(query=question["q"], user_id=self.user, n=NAMED)).memories
+        user_id = self.user if session_id is None else None
+        asked = MemoryRecall(query=question["q"], user_id=user_id, session_id=session_id, n=NAMED)
+        found = self.client.call(asked).memories
         self.recall_s.append(time.perf_counter() - started)
         wanted = {(name, turn) for turn in question["evidence"]}
-        hits = [self.turn_of[memory.memory_id] in wanted for memory in found]
+        hits = [self.turn_of.get(memory.memory_id) in wanted for memory in found]
         gains = [1 / math.log2(place + 2) for place in range(10)]
         gained = sum(gain for gain, hit in zip(gains, hits, strict=False) if hit)
         return (
@@ -123,6 +135,14 @@ def measure(data: dict[str, Any], embedder: str) -> None:
             ]
             recall_ms = statistics.median(told.recall_s) * 1e3
             _print("all one user", _mean(rows), f"recall p50 {recall_ms:.1f} ms")
+            told.close()
+            fresh = client.call(SessionCreate(user_id="all", permissions=("memory",))).session_id
+            rows = [
+                told.ask(name, q, fresh)
+                for name, conversation in data.items()
+                for q in _questions(conversation)
+            ]
+            _print("from a fresh session", _mean(rows))
             assert daemon.process is not None
             pid = daemon.process.pid
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
