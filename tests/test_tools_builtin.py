@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import select
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from datetime import datetime
@@ -458,3 +460,53 @@ def test_a_command_of_the_config_fills_its_template_and_nothing_else(folder: Pat
             count(path=value)
     with pytest.raises(ValueError, match="NUL"):
         count(path="a\0b")
+
+
+# --- races -------------------------------------------------------------------------------------------------
+
+
+def races(tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Reads and writes `turn/x` while another process swaps `turn` between a folder and a link out of the workspace.
+
+    What came of each try, by its kind; a leak is one."""
+    outside, folder = tmp_path / "outside", tmp_path / "workspace"
+    for place in (outside, folder / "turn", folder / "other"):
+        place.mkdir(parents=True)
+        (place / "x").write_text("inside\n")
+    (outside / "x").write_text("the secret\n")
+    (folder / "link").symlink_to(outside)
+    monkeypatch.chdir(folder)
+    libc = "ctypes.CDLL(None).renameat2"
+    swap = f"import ctypes\nprint('x', flush=True)\nwhile True: {libc}(-100, b'turn', -100, b'link', 2)"  # RENAME_EXCHANGE
+    seen = {"inside": 0, "refused": 0, "leaked": 0}
+    with subprocess.Popen([sys.executable, "-c", swap], stdout=subprocess.PIPE) as swapping:
+        assert swapping.stdout is not None and swapping.stdout.readline() == b"x\n"
+        try:
+            for turn in range(times):
+                try:
+                    if turn % 2:
+                        write_file("turn/x", "inside\n")
+                        found = "inside"
+                    else:
+                        found = read_file("turn/x")
+                except (workspace.OutsideWorkspace, OSError):
+                    seen["refused"] += 1
+                else:
+                    seen["inside" if found == "inside" else "leaked"] += 1
+        finally:
+            swapping.kill()
+    seen["leaked"] += (outside / "x").read_text() != "the secret\n" or len(os.listdir(outside)) != 1
+    return seen
+
+
+def test_a_path_that_is_swapped_all_the_while_leads_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = races(tmp_path, 1000, monkeypatch)
+    assert seen["leaked"] == 0 and seen["inside"] and seen["refused"], seen
+
+
+@pytest.mark.slow
+def test_twenty_thousand_swaps_leak_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = races(tmp_path, 20_000, monkeypatch)
+    assert seen["leaked"] == 0 and seen["inside"] and seen["refused"], seen

@@ -745,3 +745,31 @@ async def test_a_kernel_tool_runs_in_the_daemon_and_is_checked_like_any_other(
 
 def test_the_host_knows_the_daemons_word_for_a_cancelled_call() -> None:
     assert host.CANCEL == child.CANCEL
+
+
+async def test_a_thousand_calls_from_ten_sessions_of_one_user_are_exactly_as_many_as_the_limit(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def limited(session: Session) -> str:
+        """May be called 37 times a minute."""
+        return "called"
+
+    monkeypatch.setattr(anyio, "current_time", lambda: 100.0)  # within one moment, nothing is refilled
+    kernel = {"limited": kernel_tool(limited, permissions=["*"], rate_limit=37)}
+    through: list[str] = []
+    refused: list[float] = []
+    async with open_(kernel) as tools, anyio.create_task_group() as group:
+        await tools.list()
+
+        async def ask(number: int) -> None:
+            try:
+                result = await tools.call(session(f"s{number % 10}"), "limited", {}, timeout_s=LONG_S)
+            except RateLimited as exc:
+                refused.append(exc.data["retry_after_s"])
+            else:
+                through.append(text(result))
+
+        for number in range(1000):
+            group.start_soon(ask, number)
+    assert (len(through), len(refused)) == (37, 963)
+    assert all(0 < wait_s <= 60 for wait_s in refused)
