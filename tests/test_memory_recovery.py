@@ -512,7 +512,7 @@ class House:
                 assert await self.recalled(one, word) == self.seen_by(one, word)
 
     async def remember(self, one: Session, word: str) -> None:
-        (memory_id,) = await self.memories.remember(one, [NewMemory(content=word)])
+        (memory_id,) = await self.memories.remember(one, [NewMemory(content=f"{word} {uuid4()}")])
         self.kept[memory_id] = (one, word)
 
     async def recalled(self, one: Session, word: str) -> set[str]:
