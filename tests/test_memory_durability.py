@@ -1,0 +1,209 @@
+"""What was acknowledged is there, whatever ends when: the proof that takes minutes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from aiosctl.client import Client
+from aiosd.errors import AiosError
+from aiosd.protocol.memory import MemoryExport, MemoryRecall, MemoryRemember
+from tests.daemon import Daemon
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+CONFIG = '[memory]\nembedder = "none"\n'
+KILLS = 100
+CUTS = 10
+WORDS = ("amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath")
+
+
+class Writer:
+    """Remembers one memory after the other, and knows which were acknowledged."""
+
+    def __init__(self, daemon: Daemon, session_id: str) -> None:
+        self.daemon = daemon
+        self.session_id = session_id
+        self.acknowledged: dict[str, str] = {}
+        self.given: set[str] = set()
+        self.count = threading.Semaphore(0)
+
+    def write(self) -> None:
+        """Until the daemon ends."""
+        with suppress(AiosError), Client(self.daemon.socket) as client:
+            while True:
+                text = f"{random.choice(WORDS)} {random.choice(WORDS)} {uuid4().hex}"
+                self.given.add(text)
+                done = client.call(MemoryRemember(session_id=self.session_id, content=text))
+                assert done.memory_id is not None
+                self.acknowledged[done.memory_id] = text
+                self.count.release()
+
+
+def worker_of(daemon: Daemon) -> int | None:
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):
+            if b"aiosd.memory.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return None
+
+
+def kept(daemon: Daemon) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    cursor = None
+    while True:
+        page = daemon.call(MemoryExport(cursor=cursor))
+        found += [(memory.memory_id, memory.content) for memory in page.memories]
+        if (cursor := page.next_cursor) is None:
+            return found
+
+
+def recalls(daemon: Daemon, session_id: str, queries: list[str]) -> list[list[tuple[str, float]]]:
+    found = [
+        daemon.call(MemoryRecall(session_id=session_id, query=query, n=20)).memories for query in queries
+    ]
+    return [[(memory.memory_id, round(memory.score, 4)) for memory in memories] for memories in found]
+
+
+def check(daemon: Daemon, writer: Writer) -> None:
+    """Nothing acknowledged is lost, nothing is there twice, and recall is what a fresh index gives."""
+    there = kept(daemon)
+    assert writer.acknowledged.items() <= dict(there).items()
+    assert len(there) == len({text for _, text in there})
+    assert {text for _, text in there} <= writer.given
+    texts = random.sample([text for _, text in there], min(40, len(there)))
+    queries = [text.split()[2] for text in texts] + [" ".join(text.split()[:2]) for text in texts]
+    before = recalls(daemon, writer.session_id, queries)
+    assert all(before)
+    daemon.stop()
+    shutil.rmtree(daemon.home / "data" / "index")
+    daemon.start()
+    assert recalls(daemon, writer.session_id, queries) == before
+
+
+def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, CONFIG).start()
+    try:
+        writer = Writer(daemon, daemon.session().session_id)
+        for number in range(KILLS):
+            writing = [threading.Thread(target=writer.write) for _ in range(3)]
+            for thread in writing:
+                thread.start()
+            for _ in range(random.randrange(1, 40)):
+                assert writer.count.acquire(timeout=60)
+            if number % 2 and (worker := worker_of(daemon)) is not None:
+                os.kill(worker, signal.SIGKILL)
+                for _ in range(random.randrange(1, 20)):  # the daemon goes on without it
+                    assert writer.count.acquire(timeout=60)
+            daemon.kill()
+            for thread in writing:
+                thread.join(60)
+            daemon.start()
+        check(daemon, writer)
+    finally:
+        daemon.kill()
+
+
+# --- a power cut ---------------------------------------------------------------------------------------
+
+SYNCED = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* After each sync of a file below SYNCED_FROM, what it holds is copied below SYNCED_TO: what a power cut would leave. */
+static void keep(int fd) {
+    const char *from = getenv("SYNCED_FROM"), *to = getenv("SYNCED_TO");
+    char link[64], path[4096], copy[8192], half[8300], buffer[65536];
+    struct stat st;
+    if (!from || !to || fstat(fd, &st) || !S_ISREG(st.st_mode)) return;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 0) return;
+    path[n] = 0;
+    if (strncmp(path, from, strlen(from))) return;
+    snprintf(copy, sizeof copy, "%s%s", to, path + strlen(from));
+    for (char *p = copy + strlen(to) + 1; (p = strchr(p, '/')); p++) { *p = 0; mkdir(copy, 0700); *p = '/'; }
+    snprintf(half, sizeof half, "%s.half-%d", copy, getpid());
+    int out = open(half, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (out < 0) return;
+    off_t at = 0;
+    while ((n = pread(fd, buffer, sizeof buffer, at)) > 0) { if (write(out, buffer, n) != n) break; at += n; }
+    close(out);
+    rename(half, copy);
+}
+
+int fsync(int fd) {
+    int done = ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+    keep(fd);
+    return done;
+}
+
+int fdatasync(int fd) {
+    int done = ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
+    keep(fd);
+    return done;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def preload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("there is no C compiler to watch what is synced")
+    folder = tmp_path_factory.mktemp("preload")
+    (folder / "synced.c").write_text(SYNCED)
+    library = folder / "synced.so"
+    argv = [compiler, "-shared", "-fPIC", "-o", str(library), str(folder / "synced.c"), "-ldl"]
+    subprocess.run(argv, check=True)
+    return library
+
+
+def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path, preload: Path) -> None:
+    home = tmp_path / "0"
+    daemon = Daemon(home, CONFIG).start()
+    writer = Writer(daemon, daemon.session().session_id)
+    daemon.stop()
+    for number in range(CUTS):
+        home, left = tmp_path / str(number), tmp_path / str(number + 1)
+        shutil.copytree(home, left, ignore=shutil.ignore_patterns("run"))  # all of it is on the disk by now
+        environ = {"LD_PRELOAD": str(preload), "SYNCED_FROM": str(home), "SYNCED_TO": str(left)}
+        daemon = writer.daemon = watched(home, environ)
+        writing = [threading.Thread(target=writer.write) for _ in range(3)]
+        for thread in writing:
+            thread.start()
+        for _ in range(random.randrange(1, 400)):
+            assert writer.count.acquire(timeout=60)
+        daemon.kill()
+        for thread in writing:
+            thread.join(60)
+        daemon = Daemon(left, CONFIG).start()  # what the cut has left
+        there = dict(kept(daemon))
+        assert writer.acknowledged.items() <= there.items()
+        daemon.stop()
+    daemon.start()
+    try:
+        check(daemon, writer)
+    finally:
+        daemon.kill()
+
+
+def watched(home: Path, environ: Mapping[str, str]) -> Daemon:
+    return Daemon(home, CONFIG, environ).start()
