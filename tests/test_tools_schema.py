@@ -7,14 +7,16 @@ The golden files are made again, after a change that is meant, with
 from __future__ import annotations
 
 import enum
+import inspect
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
@@ -159,6 +161,75 @@ def test_any_json_is_taken_or_refused_with_a_sentence(value: object, function: C
             pass  # encoding an int beyond 64 bits; not ours to test
         else:
             assert set(taken) <= set(names)
+
+
+@dataclass
+class Spot:
+    x: int
+    tags: list[str]
+
+
+PLAIN: list[Any] = [
+    int,
+    float,
+    bool,
+    str,
+    Any,
+    Spot,
+    Literal["a", "b", 3],
+    Annotated[int, msgspec.Meta(ge=-2, le=5)],
+    Annotated[str, msgspec.Meta(min_length=1, max_length=3)],
+]
+ANNOTATIONS = st.recursive(
+    st.sampled_from(PLAIN),
+    lambda inner: st.one_of(
+        inner.map(lambda t: list[t]),  # type: ignore[valid-type]
+        inner.map(lambda t: dict[str, t]),  # type: ignore[valid-type]
+        inner.map(lambda t: t | None if t is not Any else t),
+        inner.map(lambda t: tuple[t, str]),  # type: ignore[valid-type]
+    ),
+    max_leaves=4,
+)
+PAIRS, EACH = 100_000, 50
+
+
+def some_json(dice: random.Random, depth: int = 3) -> Any:
+    """Near enough to what annotations take that it often fits."""
+    plain = [None, True, dice.randint(-9, 9), dice.uniform(-3, 3), dice.choice(["", "a", "b", "abcd"])]
+    match dice.randrange(5 if depth else 3):
+        case 3:
+            return [some_json(dice, depth - 1) for _ in range(dice.randrange(4))]
+        case 4:
+            keys = dice.sample(["x", "tags", "k"], dice.randrange(4))
+            return {key: some_json(dice, depth - 1) for key in keys}
+        case _:
+            return dice.choice(plain)
+
+
+@pytest.mark.slow
+@settings(max_examples=PAIRS // EACH, deadline=None)
+@given(st.lists(ANNOTATIONS, min_size=1, max_size=3), st.integers(0, 2**32))
+def test_no_argument_that_its_schema_forbids_reaches_a_tool(annotations: list[Any], seed: int) -> None:
+    """100,000 pairs of a generated schema and generated arguments."""
+    dice = random.Random(seed)
+
+    def tool(**arguments: Any) -> None: ...
+
+    names = [f"p{number}" for number in range(len(annotations))]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(n, kind, annotation=t) for n, t in zip(names, annotations, strict=True)]
+    tool.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    tool.__annotations__ = dict(zip(names, annotations, strict=True))
+    found = signature(tool)
+    schema = Draft202012Validator(found.input_schema)
+    for _ in range(EACH):
+        arguments = {name: some_json(dice) for name in names}
+        try:
+            found.decode(msgspec.json.encode(arguments))
+        except InvalidParams as exc:
+            assert str(exc).startswith("arguments")
+        else:
+            assert schema.is_valid(arguments), (found.input_schema, arguments)
 
 
 class Opaque:
