@@ -80,7 +80,7 @@ def done_of(got: list[Delta]) -> Done:
 async def test_a_reply_comes_in_pieces_and_says_what_the_load_took(tiny: Path) -> None:
     async with serving(tiny) as backend:
         assert (backend.model, backend.local, await backend.resident()) == ("tiny", True, False)
-        first = await deltas(backend, user("hi"))
+        first = await deltas(backend, user("hi", schema=REPORT))  # else it could end before its first word
         assert await backend.resident()
         second = await deltas(backend, user("hi"))
     done = done_of(first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Mapping
@@ -182,6 +183,9 @@ class Member:
     async def look(self, now: float) -> None:
         """Asks it; what cannot say is taken to be loaded."""
         said: bool | None = None
+        with contextlib.suppress(BackendFailed):
+            if (ready := getattr(self.backend, "ready", None)) is not None:
+                await ready()  # an import, which the request waits for in any case
         with anyio.move_on_after(LOOK_S):
             try:
                 answer = self.backend.resident()  # type: ignore[attr-defined]  # not every kind can know

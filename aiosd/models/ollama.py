@@ -377,6 +377,10 @@ class Ollama:
             async for line in lines:
                 self._server.convert(line, _Chunk)
 
+    async def ready(self) -> None:
+        """Returns once its client is there. Raises BackendFailed."""
+        await self._server.ready()
+
     async def resident(self) -> bool | None:
         """Whether it is in memory, so that a request need not load it; None for one that runs elsewhere."""
         if not self.local:
