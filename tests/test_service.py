@@ -108,8 +108,12 @@ async def test_a_killed_daemon_comes_back_and_goes_on_with_its_task(running: Use
     inside = user_manager.HOME / "work"
     wait = ("wait_at", f'{{"path": "{inside / "gate"}"}}')
 
+    over = threading.Event()
+
     def let_through() -> None:
-        while True:  # the tool of the daemon after that one; it may be a while until the first has ended
+        while (
+            not over.is_set()
+        ):  # the tool of the daemon after that one; it may be a while until the first has ended
             os.close(os.open(gate, os.O_WRONLY))
 
     def work() -> r.TaskResult:
@@ -121,9 +125,16 @@ async def test_a_killed_daemon_comes_back_and_goes_on_with_its_task(running: Use
         held = os.open(gate, os.O_WRONLY)  # returns once the tool waits there
         running.run("kill", "-9", running.show("MainPID"))
         os.close(held)
-        threading.Thread(target=let_through, daemon=True).start()
-        with running.client() as client:
-            return client.call(TaskWait(task_id=task.task_id), timeout_s=PATIENCE_S)
+        opening = threading.Thread(target=let_through, daemon=True)
+        opening.start()
+        try:
+            with running.client() as client:
+                return client.call(TaskWait(task_id=task.task_id), timeout_s=PATIENCE_S)
+        finally:
+            over.set()
+            reader = os.open(gate, os.O_RDONLY | os.O_NONBLOCK)  # lets the thread through, if it waits there
+            opening.join(PATIENCE_S)
+            os.close(reader)
 
     async with OpenAIDouble(Script(text=("Passed.",))) as model:
         model.scripts = [Script(text=(), calls=(wait,))]
