@@ -17,6 +17,7 @@ from mcp import MCPError
 from mcp.server.context import ServerRequestContext
 
 from aiosd.mcp_server import door
+from tests import mcp_rounds
 
 Ctx = ServerRequestContext[Any, Any]
 
@@ -59,13 +60,14 @@ TOOLS: dict[str, dict[str, Any]] = {
             *("test_simple_text", "test_image_content", "test_audio_content", "test_embedded_resource"),
             *("test_multiple_content_types", "test_tool_with_logging", "test_tool_with_progress"),
             *("test_error_handling", "test_elicitation_sep1034_defaults", "test_elicitation_sep1330_enums"),
-            "test_reconnection",
+            *("test_reconnection", "test_logging_tool", "test_missing_capability"),
         ),
         NOTHING,
     ),
     "test_sampling": texts("prompt"),
     "test_elicitation": texts("message"),
     "json_schema_2020_12_tool": SCHEMA_2020_12,
+    **dict.fromkeys(mcp_rounds.TOOLS, NOTHING),
 }
 
 DEFAULTS: dict[str, Any] = {
@@ -141,7 +143,11 @@ class Fixture:
             tools=[t.Tool(name=n, description=f"Conformance: {n}", input_schema=s) for n, s in TOOLS.items()]
         )
 
-    async def call_tool(self, ctx: Ctx, params: t.CallToolRequestParams) -> t.CallToolResult:
+    async def call_tool(
+        self, ctx: Ctx, params: t.CallToolRequestParams
+    ) -> t.CallToolResult | t.InputRequiredResult:
+        if rounds := mcp_rounds.TOOLS.get(params.name):
+            return mcp_rounds.missing(rounds, params) or said(mcp_rounds.answered(params))
         given = params.arguments or {}
         match params.name:
             case "test_simple_text":
@@ -156,7 +162,10 @@ class Fixture:
                 text = '{"test":"data","value":123}'
                 mixed = embedded("test://mixed-content-resource", text, "application/json")
                 return said("Multiple content types test:", image(), mixed)
-            case "test_tool_with_logging":
+            case "test_missing_capability":
+                mcp_rounds.need_sampling(params.meta)
+                return said("The client can sample.")
+            case "test_tool_with_logging" | "test_logging_tool":
                 for words in ("Tool execution started", "Tool processing data", "Tool execution completed"):
                     await ctx.session.send_log_message("info", words, related_request_id=ctx.request_id)
                     await anyio.sleep(0.05)  # the suite wants to see them come one by one
@@ -236,6 +245,7 @@ class Fixture:
             "test_prompt_with_arguments": ("arg1", "arg2"),
             "test_prompt_with_embedded_resource": ("resourceUri",),
             "test_prompt_with_image": (),
+            mcp_rounds.PROMPT: (),
         }
         return t.ListPromptsResult(
             prompts=[
@@ -248,7 +258,11 @@ class Fixture:
             ]
         )
 
-    async def get_prompt(self, ctx: Ctx, params: t.GetPromptRequestParams) -> t.GetPromptResult:
+    async def get_prompt(
+        self, ctx: Ctx, params: t.GetPromptRequestParams
+    ) -> t.GetPromptResult | t.InputRequiredResult:
+        if params.name == mcp_rounds.PROMPT and (asked := mcp_rounds.missing(mcp_rounds.CONTEXT, params)):
+            return asked
         given = params.arguments or {}
         match params.name:
             case "test_simple_prompt":
@@ -259,6 +273,8 @@ class Fixture:
             case "test_prompt_with_embedded_resource":
                 resource = embedded(given["resourceUri"], "Embedded resource content for testing.")
                 blocks = [resource, t.TextContent(text="Please process the embedded resource above.")]
+            case mcp_rounds.PROMPT:
+                blocks = [t.TextContent(text=mcp_rounds.answered(params))]
             case "test_prompt_with_image":
                 blocks = [image(), t.TextContent(text="Please analyze the image above.")]
             case _:
