@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from importlib import import_module
 from typing import NoReturn
 
@@ -199,6 +198,8 @@ PING_S = 2.0
 
 def _failed(exc: AiosError, given: Globals) -> int:
     if given.debug:
+        import traceback  # late: 4 ms
+
         traceback.print_exception(exc)
     if given.json:
         wire = exc.__cause__.error if isinstance(exc.__cause__, ErrorObject) else exc.to_wire()

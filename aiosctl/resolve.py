@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
-from uuid import UUID
 
 from aiosctl.client import Client
 from aiosd import errors
@@ -13,6 +13,7 @@ from aiosd.protocol.sessions import SessionList
 from aiosd.protocol.tasks import TaskList
 from aiosd.records import Memory, Session, SessionState, Task
 
+_WHOLE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # `uuid` would cost 2 ms
 LAST = "@last"
 SHOWN = 10
 """Matches that an error lists."""
@@ -71,10 +72,7 @@ def memory(client: Client, given: str, user_id: str) -> str:
 
 def whole(given: str) -> bool:
     """An id in full, in the one spelling that the daemon uses."""
-    try:
-        return str(UUID(given)) == given
-    except ValueError:
-        return False
+    return _WHOLE.fullmatch(given) is not None
 
 
 def pick(noun: str, given: str, candidates: Iterable[tuple[str, str]], *, by_label: bool = False) -> str:

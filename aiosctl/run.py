@@ -218,6 +218,8 @@ def _cancel(client: Client, task_id: str | None) -> Cancelled:
         # Another connection: this one may be full of requests that are answered in their order.
         with Client(client.path, trace=client.trace) as second:
             second.call(TaskCancel(task_id=task_id), timeout_s=CANCEL_S)
+    except KeyboardInterrupt:
+        return Cancelled("left at once: the task may go on", hint=f"aiosctl attach {task_id}")
     except (AiosError, OSError) as exc:
         hint = f"aiosctl task cancel {task_id}"
         return Cancelled(f"left, but the task could not be cancelled: {exc}", hint=hint)

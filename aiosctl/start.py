@@ -12,17 +12,20 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiosctl import render
 from aiosctl.client import Client
 from aiosd.errors import NoDaemon, PermissionDenied
 from aiosd.paths import Paths, paths, socket_path
+
+if TYPE_CHECKING:
+    import subprocess
 
 START_S = 15.0
 """Seconds a daemon has to say that it is ready."""
@@ -140,6 +143,8 @@ def _start_unit() -> str:
 
 
 def systemctl(*args: str) -> subprocess.CompletedProcess[str]:
+    import subprocess  # late: only for starting, and 2 ms
+
     argv = ["systemctl", "--user", *args]
     try:
         return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=START_S)
@@ -153,7 +158,9 @@ def _spawn(path: Path, where: Paths, environ: Mapping[str, str]) -> str | None:
     None when it ended because another one answers by now. Raises NoDaemon, OSError.
     """
     where.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    from aiosctl.config import last_error  # late: only for starting
+    import subprocess  # late: only for starting
+
+    from aiosctl.config import last_error
 
     log = os.open(where.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:

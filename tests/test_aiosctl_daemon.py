@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import select
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +27,61 @@ def test_sixteen_at_once_start_one_daemon(tmp_path: Path) -> None:
         client.call(SystemShutdown())
     assert select.select([exited], [], [], PATIENCE_S)[0]
     os.close(exited)
+
+
+def test_sixteen_runs_by_xargs_give_sixteen_answers(daemon: Daemon, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f"seq 32 | xargs -P16 -I{{}} {sys.executable} -m aiosctl run 'What is {{}} * 3?' 2> errors",
+        ],
+        env=daemon.environ,
+        cwd=tmp_path / "work",
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, (tmp_path / "work" / "errors").read_text()
+    assert sorted(map(int, done.stdout.split())) == [3 * n for n in range(1, 33)]
+
+
+def test_cron_finds_the_daemon_of_the_login_and_starts_one_where_none_is(tmp_path: Path) -> None:
+    home = Daemon(tmp_path / "home")
+    cron = {name: home.environ[name] for name in ("PATH", "OLLAMA_HOST", "LLAMA_ARG_PORT")}
+    cron |= {"HOME": str(tmp_path), "SHELL": "/bin/sh", "LOGNAME": "ada"}
+    login = cron | {"XDG_RUNTIME_DIR": str(tmp_path / "run")}
+    (tmp_path / "run").mkdir()
+
+    def ctl(environ: dict[str, str], *args: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "aiosctl", *args],
+            env=environ,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def stop() -> None:
+        ended = os.pidfd_open(json.loads(ctl(cron, "ping", "--json"))["pid"])
+        with Client(Path(json.loads(ctl(cron, "status", "--json"))["paths"]["socket"])) as client:
+            client.call(SystemShutdown())
+        assert select.select([ended], [], [], PATIENCE_S)[0]
+        os.close(ended)
+
+    began = json.loads(ctl(login, "ping", "--json"))
+    assert ctl(cron, "run", "What is 6 * 7?") == "42\n"
+    assert json.loads(ctl(cron, "ping", "--json")) == began
+    stop()
+    assert ctl(cron, "run", "What is 6 * 8?") == "48\n"
+    assert ctl(login, "ping") == ctl(cron, "ping")
+    assert (tmp_path / ".local" / "state" / "aiosd" / "aiosd.sock").exists()
+    stop()
 
 
 def test_what_one_verb_makes_the_next_one_finds(daemon: Daemon, tmp_path: Path) -> None:

@@ -210,6 +210,30 @@ def test_ctrl_c_cancels_the_task_over_another_connection(double: Double, ctl: Ct
     assert number != double.wait_for("session.run")[1]
 
 
+def test_a_second_ctrl_c_leaves_at_once_and_says_how_to_come_back(double: Double, ctl: Ctl) -> None:
+    def run(params: dict[str, Any], connection: Connection) -> object:
+        connection.event("tool_call", call_id="c", name="slow", arguments={}, status="in_progress")
+        connection.wait_closed()
+        raise Hangup
+
+    def cancel(params: dict[str, Any], connection: Connection) -> object:
+        process.send_signal(signal.SIGINT)
+        connection.wait_closed()
+        raise Hangup
+
+    double.answers |= {"session.run": run, "task.cancel": cancel}
+    with subprocess.Popen(
+        [*AIOSCTL, "run", "x"], env=ctl.env, cwd=ctl.folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr
+        assert process.stderr.readline() == b"slow {}\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 130
+        said = process.stderr.read().decode()
+    hint = f"  try: aiosctl attach {task()['task_id']}\n"
+    assert said == "aiosctl: left at once: the task may go on\n" + hint
+
+
 def test_ctrl_c_before_the_task_has_a_name_cancels_it_as_soon_as_it_has(double: Double, ctl: Ctl) -> None:
     def run(params: dict[str, Any], connection: Connection) -> object:
         process.send_signal(signal.SIGINT)
@@ -324,7 +348,7 @@ def test_files_are_given_as_they_were_named_and_before_the_daemon_is_asked(doubl
         {"name": "./ü.txt", "text": "Ü"},
     ]
     (ctl.folder / "binary").write_bytes(b"ab\xff")
-    calls = len(double.calls)
+    runs = len(double.params("session.create"))
     for name, status, sentence in [
         ("none.txt", 66, "none.txt: No such file or directory"),
         (".", 66, ".: Is a directory"),
@@ -334,7 +358,7 @@ def test_files_are_given_as_they_were_named_and_before_the_daemon_is_asked(doubl
         done = ctl("run", "x", "-f", name)
         assert (done.returncode, done.stdout) == (status, "")
         assert done.stderr.startswith(f"aiosctl: {sentence}")
-    assert len(double.calls) == calls
+    assert len(double.params("session.create")) == runs
 
 
 def test_a_request_that_no_line_can_hold_is_refused_here(double: Double, ctl: Ctl) -> None:
