@@ -30,11 +30,12 @@ def test_sixteen_at_once_start_one_daemon(tmp_path: Path) -> None:
 
 
 def test_sixteen_runs_by_xargs_give_sixteen_answers(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()  # a workspace with the daemon's own folder in it is no workspace
     done = subprocess.run(
         [
             "sh",
             "-c",
-            f"seq 32 | xargs -P16 -I{{}} {sys.executable} -m aiosctl run 'What is {{}} * 3?' 2> errors",
+            f"seq 24 | xargs -P16 -I{{}} {sys.executable} -m aiosctl run 'What is {{}} * 3?' 2> errors",
         ],
         env=daemon.environ,
         cwd=tmp_path / "work",
@@ -43,7 +44,7 @@ def test_sixteen_runs_by_xargs_give_sixteen_answers(daemon: Daemon, tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, (tmp_path / "work" / "errors").read_text()
-    assert sorted(map(int, done.stdout.split())) == [3 * n for n in range(1, 33)]
+    assert sorted(map(int, done.stdout.split())) == [3 * n for n in range(1, 25)]
 
 
 def test_cron_finds_the_daemon_of_the_login_and_starts_one_where_none_is(tmp_path: Path) -> None:

@@ -161,7 +161,8 @@ class Hosts:
                     host.unwanted.set()
                 if self._make_room():
                     break
-                self._room = anyio.Event()
+                if self._room.is_set():  # else others wait for this very one
+                    self._room = anyio.Event()
                 await self._room.wait()
             folder = _workspace(session, self._workspaces(session), files.walls.hidden)
             host = self._hosts[key] = _Host(files, network)
