@@ -113,6 +113,13 @@ def test_the_record_of_a_run_stays_without_what_was_forgotten(daemon: Daemon) ->
     ] * 2
 
 
+def test_a_title_that_its_user_gave_is_not_taken_for_a_tasks(daemon: Daemon) -> None:
+    session = daemon.session(user_id="ann", title="Remember")
+    daemon.run(session, f"Remember that {SECRET}")
+    assert forgotten(daemon, user_id="ann") == 2
+    assert daemon.call(SessionGet(session_id=session.session_id)).title == "Remember"
+
+
 def test_a_source_takes_all_that_it_made(daemon: Daemon) -> None:
     session, made = told_and_asked(daemon)
     task_id = why(daemon, made.memory_id).tasks[0].task_id

@@ -30,7 +30,8 @@ from aiosd.state.database import Connection
 FORGOTTEN = "(forgotten)"
 """What stands where a forgotten text stood in the record of a run."""
 
-_event: msgspec.json.Decoder[Kept] = msgspec.json.Decoder(Kept)
+TITLE_CHARS = 20
+"""A session's title this long that begins as a task does was made from it; a shorter one may be its user's own word."""
 
 
 def of_memory(memory_id: str) -> str:
@@ -163,7 +164,8 @@ def _blank(c: Connection, task_id: str) -> None:
     """Leaves of a run that it was, what it took and what it cost."""
     task = tasks.get(c, task_id)
     title = c.execute("SELECT title FROM sessions WHERE session_id = ?", (task.session_id,)).fetchone()[0]
-    if title.rstrip("…") and " ".join(task.task.split()).startswith(title.rstrip("…")):
+    line = " ".join(task.task.split())
+    if title == line or (len(title) >= TITLE_CHARS and line.startswith(title)):
         c.execute("UPDATE sessions SET title = ? WHERE session_id = ?", (FORGOTTEN, task.session_id))
     c.execute(
         "DELETE FROM turns WHERE session_id = ? AND task_id = ?",
