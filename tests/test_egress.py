@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, ClassVar
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 from aiosd.errors import ToolFailed
 from aiosd.protocol.system import SystemInfo
 from aiosd.protocol.tools import ToolCall, ToolGet
-from aiosd.tools import reach
+from aiosd.tools import egress, reach
 from aiosd.tools.sandbox import Tier
 from tests.daemon import Daemon
 
@@ -424,6 +427,44 @@ def test_the_way_out_is_closed_with_its_session_and_attempts_are_kept(place: Pla
         with socket.create_server(("127.0.0.1", 0)) as listener:
             socket.send_fds(stranger, [b"guessed"], [listener.fileno()])
             assert stranger.recv(1) == b""
+
+
+@pytest.mark.anyio
+async def test_whatever_a_stranger_says_to_it_costs_nobody_else_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egress, "HELLO_S", 0.2)
+
+    async def forget(passage: egress.Passage) -> None:
+        """Nothing passes here."""
+
+    async with egress.open_egress(tmp_path / "egress.sock", forget) as opened:
+        with opened.expect(["api.test"], server="s") as key, select.epoll() as no_socket:
+            with socket.socket() as unbound:
+                for said in (b"", b"guessed", key.encode()):
+                    for sent in ([], [no_socket.fileno()], [unbound.fileno()]):
+                        with socket.socket(socket.AF_UNIX) as stranger:
+                            stranger.connect(str(tmp_path / "egress.sock"))
+                            if said:
+                                socket.send_fds(stranger, [said], sent)
+                            await ended(stranger)
+            with socket.socket(socket.AF_UNIX) as host, socket.create_server(("127.0.0.1", 0)) as listener:
+                host.connect(str(tmp_path / "egress.sock"))
+                socket.send_fds(host, [key.encode()], [listener.fileno()])
+                way = await anyio.connect_tcp("127.0.0.1", listener.getsockname()[1])
+                async with way:
+                    await way.send(b"CONNECT other.test:443 HTTP/1.1\r\n\r\n")
+                    with anyio.fail_after(30):
+                        assert (await way.receive()).startswith(b"HTTP/1.1 403 aiosd: other.test")
+
+
+async def ended(stranger: socket.socket) -> None:
+    """The other side has closed it."""
+    stranger.setblocking(False)
+    with anyio.fail_after(30):
+        await anyio.wait_readable(stranger)
+    with contextlib.suppress(ConnectionResetError):
+        assert stranger.recv(1) == b""
 
 
 def test_where_there_are_no_namespaces_a_tool_that_lists_hosts_is_not_run(tmp_path: Path) -> None:

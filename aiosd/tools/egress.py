@@ -121,25 +121,33 @@ class Egress:
                 tasks.start_soon(self._attend, control)
 
     async def _attend(self, control: socket.socket) -> None:
+        """Whoever it is: any process of this user may connect, and say what it likes."""
         with control:
-            control.setblocking(False)
-            with anyio.move_on_after(HELLO_S):
-                await anyio.wait_readable(control)
-                said, descriptors, _, _ = socket.recv_fds(control, 2 * KEY_BYTES, 1)
-                for descriptor in descriptors[1:]:
-                    os.close(descriptor)
-            if not descriptors:
-                return
-            with socket.socket(fileno=descriptors[0]) as made:
-                who, listed = self._expected.get(said.decode(errors="replace"), (None, ()))
-                if who is None:
-                    logger.warning("a way out was asked for with an unknown key")
+            try:
+                control.setblocking(False)
+                said, descriptor = await _hello(control)
+                if descriptor is None:
                     return
-                made.setblocking(False)
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(_Way(who, listed, self._record).serve, made)
-                    await anyio.wait_readable(control)  # it says nothing more, so this is its end
-                    tasks.cancel_scope.cancel()
+                with socket.socket(fileno=descriptor) as made:
+                    if said not in self._expected:
+                        logger.warning("a way out was asked for with an unknown key")
+                        return
+                    made.setblocking(False)
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(_Way(*self._expected[said], self._record).serve, made)
+                        await anyio.wait_readable(control)  # it says nothing more, so this is its end
+                        tasks.cancel_scope.cancel()
+            except* (OSError, ValueError) as exc:  # no socket, or none that listens
+                logger.warning("a way out cannot be kept open", extra={"why": str(exc.exceptions[0])})
+
+
+async def _hello(control: socket.socket) -> tuple[str, int | None]:
+    """What is said first, and the socket that came with it, if any did in time."""
+    with anyio.move_on_after(HELLO_S):
+        await anyio.wait_readable(control)
+        said, descriptors, _, _ = socket.recv_fds(control, 2 * KEY_BYTES, 1)
+        return said.decode(errors="replace"), descriptors[0] if descriptors else None
+    return "", None
 
 
 class _Way:
@@ -163,6 +171,8 @@ class _Way:
                 await self._answer(client)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream):
             pass  # it has gone; there is nobody to tell
+        except Exception:
+            logger.exception("a connection of a tool failed")  # one of them: the others go on
         finally:
             room.release()
 

@@ -163,7 +163,6 @@ class McpServers:
         async with self._meeting, anyio.create_task_group() as together:
             for server in self._servers.values():
                 if not server.was_met:
-                    server.was_met = True
                     together.start_soon(self._try, server)
 
     def tools(self) -> dict[str, KernelTool]:
@@ -243,6 +242,7 @@ class McpServers:
             await self._ready(server)
         except AiosError as exc:
             logger.warning("MCP server does not start", extra={"server": server.name, "why": str(exc)})
+        server.was_met = True  # not where who asked has gone meanwhile: the next one tries again
 
     async def _ready(self, server: _Server) -> Child:
         """Its child, running and described. Raises ToolFailed, DeadlineExceeded."""
