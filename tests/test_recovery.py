@@ -205,6 +205,8 @@ async def kills(tmp_path: Path, times: int) -> None:
             if messages[-1]["role"] == "tool":
                 return Script(text=("Done.",))
             name = messages[-1]["content"]
+            if not name[1:].isdigit():
+                return Script(text=("A summary.",))  # the session has grown long
             return Script(text=(), calls=(("append", f'{{"path": "{effects}/{name}", "line": "x"}}'),))
 
         model.choose = script

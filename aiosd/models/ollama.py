@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     import httpx
     import ollama
 
+END_S = 0.5
+"""For the end of a reply after its last word. A server that takes longer gets a new connection."""
 T = TypeVar("T")
 
 CONTEXT_MOST = 8192
@@ -338,6 +340,9 @@ class Ollama:
                         ToolUse(call_id=call_id(), name=call.function.name, arguments=call.function.arguments)
                     )
                 if chunk.done:
+                    with contextlib.suppress(BackendFailed), anyio.move_on_after(END_S):
+                        async for _ in lines:
+                            pass  # to its end, so that the connection serves the next request too
                     yield self._done(chunk, fitted)
                     return
         raise BackendFailed(f"{self.url} ended the reply of `{self.model}` before it was done")

@@ -63,6 +63,8 @@ class Paced(OllamaDouble):
             return await super()._answer(seen, reader, writer)
         messages = seen.body["messages"]
         task = next(m["content"] for m in reversed(messages) if m["role"] == "user")
+        if not task.startswith("["):
+            return await super()._answer(seen, reader, writer)  # the daemon's own question, as of a summary
         first_ms, _, rest = task[1 : task.index("]")].partition("/")
         each_ms, _, pieces = (rest or "0x1").partition("x")
         self.script = Script(text=("word ",) * int(pieces))
