@@ -16,7 +16,10 @@ import pytest
 from aiosctl.client import Client
 from aiosd import records as r
 from aiosd.errors import InvalidState, NotFound
+from aiosd.protocol.memory import MemoryRemember
+from aiosd.protocol.sessions import SessionGet, SessionRun
 from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, TaskWait
+from aiosd.tasks import context, steps
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
@@ -253,3 +256,35 @@ async def test_ten_kills_at_random_lose_no_task_and_repeat_no_effect(tmp_path: P
 @pytest.mark.timeout(900)
 async def test_two_hundred_kills_at_random_lose_no_task_and_repeat_no_effect(tmp_path: Path) -> None:
     await kills(tmp_path, 200)
+
+
+async def test_what_a_model_was_sent_follows_from_the_journal_alone(tmp_path: Path) -> None:
+    """So that a task can be replayed: at each step the same action comes next, with the same messages."""
+    async with OllamaDouble(Script(text=("Done.",))) as model:
+        daemon, effects, _ = setting(tmp_path, model)
+        call = f'{{"path": "{effects}", "line": "x"}}'
+        model.scripts = [
+            Script(text=("So.",), calls=(("append", call),)),
+            Script(text=(), calls=(("look", call),)),
+        ]
+
+        def work() -> tuple[r.Session, list[r.Event]]:
+            with daemon:
+                session = daemon.session(workspace=str(workspace(tmp_path)), write=True)
+                daemon.call(MemoryRemember(session_id=session.session_id, content="The pump is blue."))
+                task = daemon.start_task(daemon.session(), "Which colour is the pump?")
+                daemon.call(TaskWait(task_id=task.task_id))
+                return daemon.call(SessionGet(session_id=task.session_id)), events(daemon, task.task_id)
+
+        session, heard = await aside(work)
+        sent = [[m["content"] for m in chat["messages"]] for chat in model.chats()]
+    journal = [event for event in heard if isinstance(event, r.Kept)]
+    params = SessionRun(session_id=session.session_id, task="Which colour is the pump?")
+    again: list[list[str]] = []
+    for place, event in enumerate(journal):
+        if isinstance(event, r.RouteEvent):
+            assert isinstance(steps.next(journal[:place]), steps.Infer)
+            request = context.request(session, None, params, (), journal[:place], (), "balanced")
+            again.append([message.content for message in request.messages])
+    assert any("The pump is blue." in text for text in again[0])
+    assert again == sent and len(again) == 3

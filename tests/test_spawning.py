@@ -134,7 +134,7 @@ async def test_a_parent_out_of_time_takes_its_children_along(tmp_path: Path) -> 
     async with Model() as model:
         with Daemon(tmp_path / "home", config(model)) as daemon:
             session = await aside(lambda: daemon.session(permissions=["spawn"]))
-            task = await aside(lambda: daemon.start_task(session, "spawn: hang", timeout_s=2))
+            task = await aside(lambda: daemon.start_task(session, "spawn: hang", timeout_s=6))
             with anyio.fail_after(30):
                 await model.dropped.wait()
                 child = (await aside(lambda: tree(daemon)))[1]
