@@ -197,6 +197,8 @@ class Runner:
                     news = await watcher.next()
                     if news is None or any(isinstance(event, StateEvent) for event in news):
                         break
+        if (run := self._runs.get(task_id)) is not None:
+            await run.ended.wait()  # what belongs to its end is done, too
         return task
 
     async def start_upkeep(self, work: str) -> Task:
