@@ -141,9 +141,9 @@ def erase(c: Connection, ids: Sequence[str]) -> int:
     """Deletes these memories, and their text from the records of the runs that have ended: one whose memory is among
     them loses all that was said in it, one that was given such a memory loses that. How many memories there were."""
     runs = c.execute(
-        "SELECT t.task_id FROM memories AS m JOIN tasks AS t ON m.source = 'task:' || t.task_id"
+        "SELECT t.task_id FROM memories AS m JOIN tasks AS t ON t.task_id = substr(m.source, 6)"
         " AND m.session_id = t.session_id JOIN sessions AS s ON s.session_id = t.session_id AND s.user_id = m.user_id"
-        " WHERE m.kind = 'task' AND t.ended_at IS NOT NULL"
+        " WHERE m.kind = 'task' AND m.source LIKE 'task:%' AND t.ended_at IS NOT NULL"
         " AND m.memory_id IN (SELECT value FROM json_each(?))",
         (_json(ids),),
     ).fetchall()
