@@ -136,7 +136,7 @@ class Gguf:
             key_env=_KEY,
             local=self.local,
         )
-        self._server = OpenAI(self.name, there, {_KEY: key})
+        self._server = OpenAI(self.name, there, {_KEY: key}, counts=True)
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[OpenAI]:

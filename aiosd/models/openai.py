@@ -85,7 +85,9 @@ class OpenAI:
 
     kind = "openai"
 
-    def __init__(self, name: str, backend: config.Backend, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, backend: config.Backend, environ: Mapping[str, str], *, counts: bool = False
+    ) -> None:
         self.name = name
         self.model = backend.model
         self.url: str | None = backend.url
@@ -95,7 +97,7 @@ class OpenAI:
         self.price_in = backend.price_in
         self.price_out = backend.price_out
         self.window = Window(backend.context)
-        self._counts = False
+        self._counts = counts
         """Whether the server tells the tokens of a prompt before it reads it."""
         self._asked = is_own(backend.url or "")
         """Whether it was asked for its window; OpenAI's own does not say."""
@@ -222,13 +224,14 @@ class OpenAI:
 
     async def _look(self) -> None:
         """Asks for the window, and whether it counts tokens. Most servers say neither."""
+        await self._client()  # an import, which may take longer than an answer
         with contextlib.suppress(BackendFailed, TimeoutError), anyio.fail_after(PROBE_S), self._failing():
             cards = msgspec.convert(await self._cards(), Cards).data
             self._asked = True
             card = next((c for c in cards if c.id == self.model), cards[0] if len(cards) == 1 else None)
             if card is None:
                 return
-            self._counts = card.owned_by == "llamacpp"
+            self._counts |= card.owned_by == "llamacpp"
             said = card.max_model_len or (card.meta.n_ctx if card.meta else None)
             if said is not None:
                 self.window.tokens = min(said, self.window.tokens or said)
