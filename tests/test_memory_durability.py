@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -77,6 +78,14 @@ def recalls(daemon: Daemon, session_id: str, queries: list[str]) -> list[list[tu
     return [[(memory.memory_id, round(memory.score, 4)) for memory in memories] for memories in found]
 
 
+def caught_up(daemon: Daemon, session_id: str, there: list[tuple[str, str]]) -> None:
+    """Returns once recall finds the last that was added: the index is filled in order, a long way behind the answers."""
+    newest = there[-1][1]  # an export is in the order they were added
+    deadline = time.monotonic() + 120
+    while not daemon.call(MemoryRecall(session_id=session_id, query=newest.split()[2])).memories:
+        assert time.monotonic() < deadline
+
+
 def check(daemon: Daemon, writer: Writer) -> None:
     """Nothing acknowledged is lost, nothing is there twice, and recall is what a fresh index gives."""
     there = kept(daemon)
@@ -85,11 +94,13 @@ def check(daemon: Daemon, writer: Writer) -> None:
     assert {text for _, text in there} <= writer.given
     texts = random.sample([text for _, text in there], min(40, len(there)))
     queries = [text.split()[2] for text in texts] + [" ".join(text.split()[:2]) for text in texts]
+    caught_up(daemon, writer.session_id, there)
     before = recalls(daemon, writer.session_id, queries)
     assert all(before)
     daemon.stop()
     shutil.rmtree(daemon.home / "data" / "index")
     daemon.start()
+    caught_up(daemon, writer.session_id, there)
     assert recalls(daemon, writer.session_id, queries) == before
 
 
