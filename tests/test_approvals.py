@@ -24,7 +24,7 @@ from aiosd.errors import InvalidState, NotFound
 from aiosd.protocol.approvals import ApprovalList, ApprovalRevoke, TaskApprove
 from aiosd.protocol.audit import AuditTail
 from aiosd.protocol.sessions import SessionRun
-from aiosd.protocol.tasks import TaskGet, TaskWait
+from aiosd.protocol.tasks import TaskAttach, TaskGet, TaskWait
 from aiosd.protocol.tools import ToolCall, ToolExplain
 from aiosd.secrets import Secrets
 from aiosd.state.database import open_database
@@ -57,6 +57,10 @@ async def aside(work: Callable[[], T]) -> T:
 
 def calling(*lines: str, path: str = "notes.txt") -> Script:
     return Script(text=(), calls=tuple(("note", json.dumps({"path": path, "line": line})) for line in lines))
+
+
+class AskedAgain(Exception):
+    """The second request for one call has come."""
 
 
 class Setting:
@@ -227,9 +231,19 @@ async def test_a_request_is_asked_again_after_kill_9_and_answered_from_a_shell(t
                 watcher.join(PATIENCE_S)
                 daemon.start()
                 assert setting.effects == []
-                while not (waiting := daemon.call(ApprovalList()).waiting):
-                    pass  # the daemon answers while it takes its tasks up
-                assert [each.task_id for each in waiting] == [task_id]
+                requests: list[r.ApprovalEvent] = []
+
+                def hear_again(method: str, params: msgspec.Raw) -> None:
+                    event = msgspec.json.decode(params, type=r.AnyEvent)
+                    if isinstance(event, r.ApprovalEvent):
+                        requests.append(event)
+                        if len(requests) == 2:
+                            raise AskedAgain
+
+                with Client(daemon.socket) as client, pytest.raises(AskedAgain):
+                    attach = TaskAttach(task_id=task_id)
+                    client.call(attach, timeout_s=PATIENCE_S, on_notification=hear_again)
+                assert [each.task_id for each in daemon.call(ApprovalList()).waiting] == [task_id]
                 assert daemon.call(TaskGet(task_id=task_id)).state == "input_required"
                 listed = daemon.ctl("approvals", "list").stdout
                 assert "waits" in listed and "notes.txt" in listed
