@@ -96,7 +96,7 @@ async def heard(tmp_path: Path, graphs: int) -> None:
                 assert {memory.privacy for memory in private} == {"local"}
                 return len(private)
 
-        assert await anyio.to_thread.run_sync(live) > graphs
+        assert await anyio.to_thread.run_sync(live) > min(graphs, 200)  # of the first page of memories
         sent = [json.dumps(seen.body) for seen in far.seen]
         assert len(far.chats()) > graphs / 2, "the remote model was hardly asked, so this shows nothing"
         assert len(near.chats()) > graphs
