@@ -107,6 +107,11 @@ class Terminal:
         os.close(self._ours)
         return self._process.wait(WAIT_S), SPUN.sub("", self._seen.decode().replace("\r\n", "\n"))
 
+    def hang_up(self) -> None:
+        """The terminal is closed, as by a connection that breaks: that ends it."""
+        os.close(self._ours)
+        self._process.wait(WAIT_S)
+
     def screen(self) -> list[str]:
         """What stands there in the end."""
         self.end()
@@ -116,6 +121,7 @@ class Terminal:
         ready, _, _ = select.select([self._ours], [], [], WAIT_S)
         if not ready:
             self._process.kill()
+            self._process.wait(WAIT_S)
             raise TimeoutError(f"nothing more after {self._seen!r}")
         try:
             data = os.read(self._ours, 65536)
