@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiosd import records as r
@@ -298,6 +298,7 @@ def an_id(n: int) -> str:
     return f"00000000-0000-4000-8000-{n:012d}"
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # each example opens a ledger
 @given(
     session_usd=dollars,
     caps=st.lists(dollars, min_size=4, max_size=4),
@@ -346,5 +347,5 @@ async def test_no_tree_spends_more_than_any_cap_above_it(
                 await budget.release(an_id(n))
         below = {0: (0, 1, 2, 3), 1: (1, 2), 2: (2,), 3: (3,)}
         for n, cap in enumerate(caps):
-            assert cap is None or sum(total[m] for m in below[n]) <= cap + 1e-9
-        assert session_usd is None or sum(total) <= session_usd + 1e-9
+            assert cap is None or sum(total[m] for m in below[n]) <= cap + 1e-6
+        assert session_usd is None or sum(total) <= session_usd + 1e-6
