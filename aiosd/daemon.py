@@ -99,6 +99,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 lambda session: _workspace(paths, session),
                 memory_tools(memory),
                 audit,
+                outputs=paths.state / "outputs",
                 walls=_walls(config, paths, socket_path, environ),
                 egress=egress,
                 mcp=mcp,

@@ -30,8 +30,9 @@ from aiosd.errors import (
 from aiosd.records import Session, ToolResult
 from aiosd.secrets import Secrets
 from aiosd.state.database import open_database
-from aiosd.tools import host, registry
+from aiosd.tools import host, registry, results
 from aiosd.tools.kernel import KernelTool, kernel_tool
+from aiosd.tools.outputs import MAX_FILES
 from aiosd.tools.registry import Registry, open_registry
 from aiosd.tools.results import MAX_TEXT
 from tests.processes import Host
@@ -80,6 +81,7 @@ def returns(what: str):
         "none": None, "text": "a", "number": 3, "list": [1, "a"], "object": {"a": 1}, "item": Item("x"),
         "class": object(), "function": print, "long": "x" * 300_000, "wide": ["y" * 300_000],
         "wide object": {"a": "y" * 300_000}, "surrogate": "a\\ud800b", "big int": 10**30, "euros": "€" * 50_000,
+        "controls": "\\1" * 1_000_000, "huge": "x" * 5_000_000, "huge controls": "\\1" * 2_000_000,
         "set": {1}, "nan": float("nan"), "generator": (n for n in "ab"),
     }[what]
 
@@ -210,6 +212,7 @@ def open_(tmp_path: Path) -> Open:
         workspaces = lambda s: Path(s.workspace or tmp_path / "workspaces" / s.session_id)
         async with open_database(tmp_path / "audit.db") as database:
             audit = Audit(database, Secrets(Config(), {}))
+            options = {"outputs": tmp_path / "outputs"} | options
             async with open_registry(folders, workspaces, kernel or {}, audit, **options) as opened:
                 yield opened
 
@@ -272,14 +275,65 @@ async def test_what_json_cannot_hold_is_a_clear_error(tools: Registry) -> None:
         assert text(result).startswith(f"TypeError: `returns` returned a `{kind}` that JSON cannot hold")
 
 
-async def test_long_output_is_cut_and_says_by_how_much(tools: Registry) -> None:
-    for what in ("long", "wide", "wide object", "euros"):
+def kept_in(told: str) -> Path:
+    """The file that a shortened output names."""
+    return Path(told.split("`")[1])
+
+
+async def test_of_a_long_output_the_ends_are_shown_and_all_of_it_is_kept(tools: Registry) -> None:
+    for what, whole in (
+        ("long", "x" * 300_000),
+        ("wide", f'["{"y" * 300_000}"]'),
+        ("wide object", f'{{"a":"{"y" * 300_000}"}}'),
+        ("controls", "\1" * 1_000_000),
+    ):
         result = await call(tools, "returns", what=what)
-        kept, note = text(result).rsplit("\n", 1)
-        assert len(kept.encode()) <= MAX_TEXT
-        left_out, whole = (int(word) for word in note.split() if word.isdigit())
-        assert left_out == whole - len(kept.encode())
-        assert result.structured_content is None
+        assert len(text(result)) < MAX_TEXT and result.structured_content is None
+        head, note, tail = text(result).split("\n")
+        left_out, length = (int(word) for word in note.split() if word.isdigit())
+        assert (left_out + len(head) + len(tail), whole[: len(head)]) == (length, head)
+        kept = kept_in(note).read_text()
+        assert kept == whole and kept.endswith(tail)
+    assert text(await call(tools, "returns", what="euros")) == "€" * 50_000  # as many as a model is shown
+
+
+async def test_what_is_kept_of_an_output_has_an_end_that_is_told(tools: Registry) -> None:
+    for what, size in (("huge", results.MAX_KEPT), ("huge controls", results.MAX_ENCODED // 6)):
+        result = await call(tools, "returns", what=what)
+        kept = kept_in(text(result)).read_text()
+        body, note = kept.rsplit("\n", 1)
+        assert len(body) == size and note.startswith("[cut here: ") and text(result).endswith(note)
+
+
+async def test_a_sessions_own_tools_alone_read_what_is_kept_and_none_writes_it(
+    tools: Registry, tmp_path: Path
+) -> None:
+    one, other = session("s1", permissions=("*",)), session("s2", permissions=("*",))
+
+    async def use(session: Session, name: str, **arguments: Any) -> str:
+        return text(await tools.call(session, name, arguments, timeout_s=LONG_S, by="owner"))
+
+    told = await use(one, "run_command", argv=["seq", "1", "100000"])
+    assert told.startswith("1\n2\n") and told.endswith("\n100000\n")
+    path = told.split("`")[1]
+    assert (await use(one, "read_file", path=path, offset=54321, limit=1)).startswith("54321\n")
+    assert (await use(one, "search_files", path=path, text="77777")) == f"{path}:77777: 77777"
+    assert (await use(one, "run_command", argv=["tail", "-n", "1", path])) == "100000\n"
+    assert (await use(one, "write_file", path=path, content="")).startswith("OutsideWorkspace: ")
+    assert "Read-only" in await use(one, "run_command", argv=["rm", path])
+    assert (await use(other, "read_file", path=path)).startswith("OutsideWorkspace: ")
+    assert "No such file" in await use(other, "run_command", argv=["cat", path])
+    away = await use(one, "read_file", path=f"{Path(path).parent}/../../audit.db")
+    assert away.startswith("OutsideWorkspace: ")
+    await tools.end("s1")
+    assert not kept_in(told).exists()
+
+
+async def test_the_newest_of_many_long_outputs_are_kept(tools: Registry) -> None:
+    told = [text(await call(tools, "returns", what="long")) for _ in range(MAX_FILES + 2)]
+    kept = [kept_in(each) for each in told]
+    assert len(set(kept)) == len(kept)
+    assert [path.exists() for path in kept] == [False] * 2 + [True] * MAX_FILES
 
 
 async def test_a_tool_that_raises_gives_type_and_message_and_no_traceback(tools: Registry) -> None:

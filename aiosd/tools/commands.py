@@ -20,8 +20,9 @@ import msgspec
 
 from aiosd.records import Command
 from aiosd.tools import MARK, Marked
+from aiosd.tools.results import MAX_KEPT
 
-HEAD = TAIL = 30_000
+HEAD = TAIL = MAX_KEPT // 2 - 1000
 """Bytes of output that are kept from its beginning and its end."""
 
 _PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")

@@ -29,7 +29,7 @@ import msgspec
 from aiosd import framing, stdio
 from aiosd.errors import AiosError, DeadlineExceeded, InvalidParams, MethodNotFound, NotFound, ToolFailed
 from aiosd.records import ToolResult
-from aiosd.tools import quota
+from aiosd.tools import quota, workspace
 from aiosd.tools.loading import Loaded, ending, load
 from aiosd.tools.running import Answer, run
 from aiosd.tools.sandbox import ADVICE, Plan, Walls, build
@@ -38,8 +38,8 @@ from aiosd.tools.wire import CAREFUL, Call, Description, Problem
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2)."""
 
-MAX_ANSWER = 2 * 1024 * 1024
-"""Bytes from a call's process. Its text is capped far below; more is not our own code writing."""
+MAX_ANSWER = 7 * 1024 * 1024
+"""Bytes from a call's process. Its text is capped below (results.MAX_ENCODED); more is not our own code writing."""
 
 HEADER = 8
 """Bytes of an answer's length, before it."""
@@ -369,6 +369,7 @@ def main() -> None:
     sys.dont_write_bytecode = True  # nothing of ours in the user's folders
     plan = msgspec.json.decode(sys.argv[-1], type=Plan)
     walls = build(plan)
+    workspace.outputs = plan.outputs
     if walls.why:
         print(f"walls: {walls.tier} ({walls.why})", file=sys.stderr)  # noqa: T201 - the daemon's log
     # Importing a user's file runs it, and that is not done without walls either.

@@ -16,6 +16,7 @@ from aiosd.child import Child, open_child
 from aiosd.errors import InvalidState, Overloaded
 from aiosd.records import Command, Session
 from aiosd.tools.egress import Egress
+from aiosd.tools.outputs import Outputs
 from aiosd.tools.sandbox import PROXY, Out, Plan, Tier
 from aiosd.tools.wire import CAREFUL
 
@@ -57,6 +58,7 @@ class UserFiles(msgspec.Struct, frozen=True):
         workspace: Path | None,
         *,
         write: bool,
+        outputs: Path | None = None,
         only: tuple[str, ...] | None = None,
         out: Out | None = None,
     ) -> list[str]:
@@ -64,6 +66,7 @@ class UserFiles(msgspec.Struct, frozen=True):
         plan = Plan(
             workspace=None if workspace is None else str(workspace),
             write=write,
+            outputs=None if outputs is None else str(outputs),
             folders=tuple(map(str, self.folders)),
             hidden=tuple(map(str, self.walls.hidden)),
             only=only,
@@ -103,12 +106,14 @@ class Hosts:
         self,
         tasks: TaskGroup,
         workspaces: Callable[[Session], Path],
+        outputs: Outputs,
         max_hosts: int,
         egress: Egress | None,
     ) -> None:
         self._egress = egress
         self._tasks = tasks
         self._workspaces = workspaces
+        self._outputs = outputs
         self._max_hosts = max_hosts
         self._hosts: dict[tuple[str, tuple[str, ...]], _Host] = {}
         """By session and what they may reach, the least recently used first."""
@@ -186,7 +191,8 @@ class Hosts:
             # Its own private folder a session may always write to: that is what it is for.
             write = session.write or session.workspace is None
             with self._way_out(session, host.network.hosts) as out:
-                argv = host.files.argv(folder, write=write, only=host.network.only, out=out)
+                outputs = self._outputs.folder(session.session_id)
+                argv = host.files.argv(folder, write=write, outputs=outputs, only=host.network.only, out=out)
                 env = ENVIRONMENT | (PROXY if out else {})
                 async with open_child(argv, name=name, env=env, cwd=folder, idle_s=IDLE_S) as child:
                     host.child = child

@@ -38,6 +38,7 @@ from aiosd.tools.egress import Egress
 from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles, Walls
 from aiosd.tools.kernel import Caller, KernelTool
 from aiosd.tools.mcp import McpServers
+from aiosd.tools.outputs import Outputs
 from aiosd.tools.policy import Verdict
 from aiosd.tools.subjects import PATHS, Place, Subject, Unclear, subjects
 from aiosd.tools.wire import Call, Description, Problem
@@ -74,17 +75,19 @@ async def open_registry(
     kernel: Mapping[str, KernelTool],
     audit: Audit,
     *,
+    outputs: Path,
     walls: Walls = Walls(),  # noqa: B008 - it is frozen
     max_hosts: int = MAX_HOSTS,
     egress: Egress | None = None,
     mcp: McpServers | None = None,
 ) -> AsyncIterator[Registry]:
-    """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder. Without `egress` there is
-    no network for any tool."""
+    """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder; in `outputs` long ones are
+    kept. Without `egress` there is no network for any tool."""
+    kept = Outputs(outputs)
     async with anyio.create_task_group() as tasks:
-        hosts = Hosts(tasks, workspaces, max_hosts, egress)
+        hosts = Hosts(tasks, workspaces, kept, max_hosts, egress)
         try:
-            yield Registry(folders, workspaces, hosts, kernel, audit, walls, mcp)
+            yield Registry(folders, workspaces, hosts, kept, kernel, audit, walls, mcp)
         finally:
             hosts.close()
 
@@ -95,6 +98,7 @@ class Registry:
         folders: Sequence[Path],
         workspaces: Callable[[Session], Path],
         hosts: Hosts,
+        outputs: Outputs,
         kernel: Mapping[str, KernelTool],
         audit: Audit,
         walls: Walls,
@@ -105,6 +109,7 @@ class Registry:
         self._workspaces = workspaces
         self.audit = audit
         self._hosts = hosts
+        self._outputs = outputs
         self._kernel = {entry.tool.name: entry for entry in kernel.values()}
         self._tools: dict[str, Tool] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -149,8 +154,9 @@ class Registry:
         return self._sandbox
 
     async def end(self, session_id: str) -> None:
-        """Ends the session's tool host and the calls that run in it."""
+        """Ends the session's tool hosts and the calls that run in them; its long outputs go too."""
         await self._hosts.end(session_id)
+        await anyio.to_thread.run_sync(self._outputs.end, session_id)
 
     async def ruling(self, session: Session, name: str, arguments: Mapping[str, Any]) -> Ruling:
         """What the session's permissions say of this call. Raises NotFound."""
@@ -212,7 +218,10 @@ class Registry:
         try:
             result = await self._call(Caller(session, task_id, call), ruling.tool, arguments, timeout_s)
             status = "failed" if result.is_error else "completed"
-            return self.audit.secrets.masked(result)
+            result = self.audit.secrets.masked(result)
+            if not self._outputs.is_long(result):
+                return result
+            return await anyio.to_thread.run_sync(self._outputs.shortened, session.session_id, result)
         except AiosError as exc:
             status = f"refused: {type(exc).__name__}"
             raise

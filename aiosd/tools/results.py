@@ -9,7 +9,13 @@ import msgspec
 from aiosd.records import Text, ToolResult
 
 MAX_TEXT = 100_000
-"""Bytes of text in one result: more would fill any model's window."""
+"""Characters of text in one answer: more would fill any model's window. What is longer is kept in a file (tools.outputs)."""
+
+MAX_KEPT = 4 * 1024 * 1024
+"""Bytes of text that a tool may give."""
+
+MAX_ENCODED = 6 * 1024 * 1024
+"""Bytes of it as JSON: a line between two of our processes holds 8 MiB, and one byte may take six."""
 
 
 def of_value(name: str, value: object) -> ToolResult:
@@ -43,9 +49,12 @@ def _result(text: str, *, is_error: bool = False, structured: Any = None) -> Too
 
 
 def capped(text: str) -> str:
-    """At most MAX_TEXT bytes of UTF-8, then a note that says how many were cut. Lone surrogates become `?`."""
+    """At most MAX_KEPT bytes of UTF-8, then a note that says how many were cut. Lone surrogates become `?`."""
     raw = text.encode("utf-8", errors="replace")
-    if len(raw) <= MAX_TEXT:
+    most = MAX_KEPT
+    if len(msgspec.json.encode(raw[:most].decode("utf-8", errors="ignore"))) > MAX_ENCODED:
+        most = MAX_ENCODED // 6
+    if len(raw) <= most:
         return raw.decode()
-    kept = raw[:MAX_TEXT].decode("utf-8", errors="ignore")
+    kept = raw[:most].decode("utf-8", errors="ignore")
     return f"{kept}\n[cut here: {len(raw) - len(kept.encode())} of {len(raw)} bytes are left out]"

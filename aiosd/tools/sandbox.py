@@ -129,6 +129,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     workspace: str | None = None
     write: bool = False
     """Into the workspace."""
+    outputs: str | None = None
+    """The folder with the session's long outputs."""
     folders: tuple[str, ...] = ()
     """With the user's tools."""
     hidden: tuple[str, ...] = ()
@@ -149,6 +151,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def room(self) -> Room:
         read = [*_python(), *map(Path, self.folders)]
+        if self.outputs is not None:
+            read.append(Path(self.outputs))
         write: list[Path] = []
         if self.workspace is not None:
             (write if self.write else read).append(Path(self.workspace))

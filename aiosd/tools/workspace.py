@@ -33,6 +33,10 @@ SWAPS = 100
 """How often a path is tried anew that is changed while the kernel walks it."""
 
 
+outputs: str | None = None
+"""The folder with the session's long outputs, which is read like the workspace; set once, by the tool host."""
+
+
 class OutsideWorkspace(PermissionError):
     """The path leads out of the workspace."""
 
@@ -82,9 +86,15 @@ def _inside(root: Path, path: str) -> tuple[str, str]:
     return base, wanted
 
 
+def _top(root: Path, path: str) -> Path:
+    """The folder that the path may not leave: the workspace, or that of the outputs where it names one of these."""
+    within = outputs is not None and os.path.normpath(path).startswith(outputs.rstrip("/") + "/")
+    return Path(outputs or "") if within else root
+
+
 def read(root: Path, path: str) -> str:
     """A whole text file; what is not UTF-8 in it becomes U+FFFD. Raises as `_place`, and NotText."""
-    with _place(root, path) as (place, _):
+    with _place(_top(root, path), path) as (place, _):
         mode = os.fstat(place).st_mode
         if stat.S_ISDIR(mode):
             raise NotText(f"`{shown(path)}` is a folder; list_files shows what is in it")
@@ -225,7 +235,10 @@ def walk(root: Path, path: str) -> Iterator[tuple[str, str, int]]:
     Hidden folders, symlinks and folders deeper than `MAX_DEPTH` are passed over. Raises as `_place`, NotText,
     and TooMany after `MAX_VISITED` files.
     """
+    root = _top(root, path)
+    within = outputs if outputs == str(root) else ""
     with _place(root, path) as (place, top):
+        top = os.path.join(within, top)
         if not stat.S_ISDIR(os.fstat(place).st_mode):
             folder, name = os.path.split(top)
             with _place(root, folder) as (parent, _):
