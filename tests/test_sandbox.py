@@ -319,3 +319,31 @@ def test_what_is_the_daemons_own_is_no_workspace_and_not_to_be_seen_in_one(
         )
         assert result.is_error or "b''" in result.content[0].text
     assert "PRIVATE" in made.call(around, "try_it", name="read_ssh_key", facts=made.facts).content[0].text
+
+
+@pytest.mark.parametrize("spelled", ["home", "link to a folder/home", "link"])
+def test_a_workspace_around_the_daemon_shows_all_but_what_is_its_own(spelled: str) -> None:
+    """Also where that workspace is /tmp itself, and where AIOSD_HOME was named by a link."""
+    with tempfile.TemporaryDirectory(prefix="aiosd-", dir="/tmp") as folder:
+        base = Path(folder)
+        for name in ("home", "real/home"):
+            (base / name).mkdir(parents=True)
+        (base / "link").symlink_to(base / "home")
+        (base / "link to a folder").symlink_to(base / "real")
+        (base / "note").write_text("seen")
+        with Daemon(base / spelled, "# secret\n") as daemon:
+            (base / spelled / "tools").mkdir()
+            shutil.copy(attacks.__file__, base / spelled / "tools" / "attacks.py")
+            for workspace in (base, Path("/tmp")):
+                session = daemon.session(permissions=["*"], workspace=str(workspace))
+
+                def read(path: Path, session: r.Session = session) -> r.ToolResult:
+                    params = ToolCall(
+                        session_id=session.session_id, name="read_file", arguments={"path": str(path)}
+                    )
+                    return daemon.call(params)
+
+                assert read(base / "note").content[0].text == "seen"
+                for own in ("data/aiosd.db", "data/lock", "run/aiosd.sock", "config.toml"):
+                    found = read((base / spelled / own).resolve())
+                    assert found.is_error or found.content[0].text == "", own

@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +40,7 @@ ETC = (
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
-LINKS = {"/dev/fd": "/proc/self/fd", "/dev/shm": "/tmp"}
+LINKS = {Path("/dev/fd"): Path("/proc/self/fd"), Path("/dev/shm"): Path("/tmp")}
 
 RUN_LATER = (".git/hooks", ".git/config")
 """Files of a workspace that others run: a tool that may write there could leave the sandbox through them. Their folder
@@ -173,25 +172,34 @@ def _stand_by(pid: int, go: int) -> NoReturn:
 
 def _build(room: Room) -> None:
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-    mounts = _mounts(room)
-    sources = {m.path: os.open(m.path, os.O_PATH | os.O_CLOEXEC) for m in mounts}  # before /tmp is covered
-    devices = {name: os.open(name, os.O_PATH | os.O_CLOEXEC) for name in DEVICES}
+    mounts, links = _layout(room)
+    # Copies, from before /tmp is covered: it may be in the room itself.
+    sources = {m.path: sc.open_tree(str(m.path)) for m in mounts if m.how != "hide"}
+    devices = {name: sc.open_tree(name) for name in DEVICES}
+    folders = {m.path for m in mounts if m.path.is_dir()}
     root = "/tmp"
     sc.mount("tmpfs", root, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=755,size=1m")
     for name in ("dev", "proc", "tmp"):
         os.mkdir(f"{root}/{name}", 0o755)
-    for name in MERGED:
-        if os.path.islink(name):
-            os.symlink(os.readlink(name), root + name)
-    for link, target in LINKS.items():
-        os.symlink(target, root + link)
     size = f"mode=1777,size={TMP_MB}m,nr_inodes={TMP_FILES}"
     sc.mount("tmpfs", f"{root}/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, size)
     for name, source in devices.items():
-        _place(source, root + name)
-        sc.mount(f"/proc/self/fd/{source}", root + name, None, sc.MS_BIND)
+        _place(root + name, folder=False)
+        sc.move_mount(source, root + name)
+    for link, real in links.items():
+        os.makedirs(f"{root}{link.parent}", 0o755, exist_ok=True)
+        os.symlink(real, f"{root}{link}")
     for mounted in mounts:
-        _mount(mounted, sources[mounted.path], root)
+        target = f"{root}{mounted.path}"
+        _place(target, folder=mounted.path in folders)
+        if mounted.how != "hide":
+            sc.move_mount(sources[mounted.path], target)
+            read_only = sc.MOUNT_ATTR_RDONLY if mounted.how == "read" else 0
+            sc.mount_setattr(target, read_only | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, recursive=True)
+        elif mounted.path in folders:
+            sc.mount("tmpfs", target, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=755,size=64k")
+        else:
+            sc.mount(f"{root}/dev/null", target, None, sc.MS_BIND)
     for mounted in mounts:
         if mounted.how == "hide":
             sc.mount_setattr(f"{root}{mounted.path}", sc.MOUNT_ATTR_RDONLY, recursive=False)
@@ -208,45 +216,41 @@ def _build(room: Room) -> None:
     os.chdir(here if os.path.isdir(here) else "/")
 
 
-def _mounts(room: Room) -> list[_Mount]:
-    """In the order in which they are made: what lies below another comes after it."""
-    wanted = {Path("/usr"): "read"}
-    wanted |= {Path(name): "read" for name in (*MERGED, *ETC) if os.path.exists(name)}
-    wanted = {path: how for path, how in wanted.items() if not (str(path) in MERGED and path.is_symlink())}
-    for how, paths in (("write", room.write), ("read", room.read)):
-        wanted |= {place: how for path in paths if path.exists() for place in (path, path.resolve())}
-    for folder in room.write:
+def _layout(room: Room) -> tuple[list[_Mount], dict[Path, Path]]:
+    """What is mounted, each at its real place and what lies below another after it, and the links by which it was
+    named. One place each: a second would show what is covered at the first."""
+    wanted: dict[Path, Literal["read", "write", "hide"]] = {Path("/usr"): "read"}
+    wanted |= {Path(name): "read" for name in MERGED if os.path.isdir(name) and not os.path.islink(name)}
+    wanted |= {Path(name): "read" for name in ETC if os.path.exists(name)}
+    wanted |= {path.resolve(): "write" for path in room.write if path.exists()}
+    wanted |= {path.resolve(): "read" for path in room.read if path.exists()}
+    for folder in map(Path.resolve, room.write):
         for name in RUN_LATER:
             if (path := folder / name).exists() and not path.parent.is_symlink():
                 wanted |= {path.parent: "write", path: "read"}
         if (path := folder / ".git").is_file() and not path.is_symlink():
             wanted[path] = "read"
-    for path in room.hidden:
-        if path.exists() and any(shown in path.parents for shown in wanted) and path not in wanted:
+    shown = frozenset(wanted)
+    for path in map(Path.resolve, room.hidden):
+        if path.exists() and path not in shown and not shown.isdisjoint(path.parents):
             wanted[path] = "hide"
-    ordered = sorted(wanted.items(), key=lambda item: len(item[0].parts))
-    return [_Mount(path, how) for path, how in ordered]  # type: ignore[arg-type]
+    links = {Path(name): Path(os.readlink(name)) for name in MERGED if os.path.islink(name)} | LINKS
+    for path in sorted({*room.write, *room.read}, key=_depth):
+        # Below what is shown, the link that leads there is shown too.
+        if path.exists() and path != path.resolve() and shown.union(links).isdisjoint([path, *path.parents]):
+            links[path] = path.resolve()
+    return [_Mount(path, wanted[path]) for path in sorted(wanted, key=_depth)], links
 
 
-def _mount(mounted: _Mount, source: int, root: str) -> None:
-    target = f"{root}{mounted.path}"
-    _place(source, target)
-    through = f"/proc/self/fd/{source}"
-    if mounted.how != "hide":
-        sc.mount(through, target, None, sc.MS_BIND | sc.MS_REC)
-        read_only = sc.MOUNT_ATTR_RDONLY if mounted.how == "read" else 0
-        sc.mount_setattr(target, read_only | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, recursive=True)
-    elif stat.S_ISDIR(os.fstat(source).st_mode):
-        sc.mount("tmpfs", target, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=755,size=64k")
-    else:
-        sc.mount(f"{root}/dev/null", target, None, sc.MS_BIND)
+def _depth(path: Path) -> int:
+    return len(path.parts)
 
 
-def _place(source: int, target: str) -> None:
-    """Something of the same kind to mount it on, unless it is there."""
+def _place(target: str, *, folder: bool) -> None:
+    """Something of the same kind to mount on, unless it is there."""
     if os.path.lexists(target):
         return
-    if stat.S_ISDIR(os.fstat(source).st_mode):
+    if folder:
         os.makedirs(target, 0o755)
     else:
         os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)

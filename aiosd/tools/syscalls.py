@@ -26,6 +26,10 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 """mount(2), umount2(2), mount_setattr(2)."""
 
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 4
+"""open_tree(2), move_mount(2)."""
+
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 """unshare(2)."""
@@ -204,6 +208,15 @@ def unshare(flags: int) -> None:
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     call("mount", texts[0], texts[1], texts[2], flags, texts[3])
+
+
+def open_tree(path: str) -> int:
+    """A copy of what is mounted there and below, which stands nowhere yet. Linux 5.2."""
+    return call("open_tree", AT_FDCWD, os.fsencode(path), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE)
+
+
+def move_mount(tree: int, target: str) -> None:
+    call("move_mount", tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def mount_setattr(path: str, attributes: int, *, recursive: bool) -> None:
