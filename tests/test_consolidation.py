@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import anyio
 import pytest
 
-from aiosd.errors import AiosError
+from aiosd.errors import AiosError, NoModelFits
 from aiosd.memory.memory import Memories, open_memory
+from aiosd.models.backend import Reply
 from aiosd.models.pool import Pool
 from aiosd.protocol.memory import (
     MemoryContext,
@@ -29,7 +31,8 @@ from aiosd.records import Memory, Privacy, Session, Turn
 from aiosd.state import lineage, sessions
 from aiosd.state import memories as table
 from aiosd.state.database import Connection, Database, open_database
-from aiosd.tasks.consolidation import BATCH, IDLE, KEPT, LONG, Consolidation, due
+from aiosd.tasks import consolidation
+from aiosd.tasks.consolidation import ASKED_CHARS, BATCH, IDLE, KEPT, LONG, Consolidation, due
 from tests.daemon import Daemon, Silent
 from tests.doubles.http_double import Script
 from tests.doubles.pools import near_and_far, pool_of
@@ -237,9 +240,10 @@ async def test_private_turns_are_summed_up_apart_and_nothing_is_sent_elsewhere(t
     async with near_and_far(Script(text=("They spoke of trees.",))) as (pool, near, far):
         async with room(tmp_path, pool) as here:
             ours, private = await here.session(), await here.session("local")
-            await here.say(ours, "an open word")
-            await here.say(ours, "a canary", privacy="local")
-            await here.say(private, "another canary")
+            rest = " and more" * ASKED_CHARS  # what is short is quoted, and no model asked
+            await here.say(ours, f"an open word{rest}")
+            await here.say(ours, f"a canary{rest}", privacy="local")
+            await here.say(private, f"another canary{rest}")
             await here.close(ours)
             await here.close(private)
             await here.settle()
@@ -259,7 +263,7 @@ async def test_private_turns_are_summed_up_apart_and_nothing_is_sent_elsewhere(t
 async def test_a_model_that_fails_leaves_quotes(tmp_path: Path) -> None:
     async with near_and_far(Script(status=500)) as (pool, _, far), room(tmp_path, pool) as here:
         ours = await here.session()
-        await here.say(ours, "the pump is blue")
+        await here.say(ours, "the pump is blue" + ", and behind it stands another" * ASKED_CHARS)
         await here.close(ours)
         await here.settle()
         (made,) = await here.made()
@@ -326,3 +330,47 @@ def test_the_working_memory_of_a_session_survives_and_has_a_line_an_entry(daemon
     daemon.kill()
     daemon.start()
     assert daemon.call(MemoryContext(session_id=ours.session_id)) == before
+
+
+class Asked:
+    """A pool without a model, and when it is first asked for one."""
+
+    def __init__(self) -> None:
+        self.asked = anyio.Event()
+
+    async def reply(self, request: object) -> Reply:
+        self.asked.set()
+        raise NoModelFits("there is none")
+
+
+@pytest.mark.anyio
+async def test_what_nobody_waits_for_is_not_done_beside_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consolidation, "QUIET_S", 0.0)
+    pool = Asked()
+    async with room(tmp_path, cast(Pool, pool)) as here, anyio.create_task_group() as working:
+        ours = await here.session()
+        working.start_soon(here.work.run)
+        await here.work.settled()
+        with here.work.beside():
+            for i in range(LONG):
+                with here.work.beside():
+                    await here.say(ours, f"thing {i}")
+            await anyio.wait_all_tasks_blocked()
+            assert not pool.asked.is_set()
+        with anyio.fail_after(30):
+            await pool.asked.wait()
+        working.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_run_that_is_quoted_whole_is_given_to_no_model(tmp_path: Path) -> None:
+    pool = Asked()
+    async with room(tmp_path, cast(Pool, pool)) as here:
+        ours = await here.session()
+        await here.say(ours, "the first thing")
+        await here.close(ours)
+        await here.settle()
+        (made,) = await here.made()
+        assert "the first thing" in made.content and not pool.asked.is_set()

@@ -447,7 +447,6 @@ class Agent:
             self._later(self._new(ProgressEvent, stage="stopped", detail=answer.why))
         await self._record(self._new(StateEvent, state="completed"), also=keep)
         await self._hands.memory.index([memory])
-        self._hands.consolidation.wake()
 
     async def cancel(self, below: Sequence[Task]) -> None:
         """Keeps that the task was cancelled, with a receipt of what ended with it."""

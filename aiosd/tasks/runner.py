@@ -371,7 +371,11 @@ class Runner:
     async def _work(self, run: Run, task: Task) -> None:
         began = time.monotonic()
         try:
-            with run.scope, telemetry.about(task_id=task.task_id, session_id=task.session_id):
+            with (
+                self._hands.consolidation.beside(),
+                run.scope,
+                telemetry.about(task_id=task.task_id, session_id=task.session_id),
+            ):
                 try:
                     await run.agent.run()
                 except AiosError:
