@@ -263,9 +263,9 @@ class _Life:
         self._waiting: dict[int, _Answer] = {}
         self._holders = 0
         self._outbox: dict[int, bytes] = {}
+        self._is_writing = False
         self._more = anyio.Event()
-        self._asked = anyio.Event()
-        self._free = anyio.Event()
+        self._free_since = 0.0
         self._decoder = framing.Decoder()
         self._half_line = b""
         self._cause = cause
@@ -307,12 +307,11 @@ class _Life:
             raise InvalidParams(f"`{method}` of {self.name}: {len(line)} bytes; a message may have 8 MiB")
         answer = self._waiting[id] = _Answer()
         self._post(id, line)
-        self._asked.set()
         try:
             await answer.there.wait()
         finally:
             del self._waiting[id]
-            self._free.set()
+            self._free_since = anyio.current_time()
             was_sent = self._outbox.pop(id, None) is None
             if was_sent and not answer.there.is_set():
                 self._post(-id, framing.notification(CANCEL, {"id": id}))
@@ -331,14 +330,18 @@ class _Life:
     @contextmanager
     def held(self) -> Iterator[None]:
         self._holders += 1
-        self._asked.set()
         try:
             yield
         finally:
             self._holders -= 1
-            self._free.set()
+            self._free_since = anyio.current_time()
 
     def _post(self, key: int, line: bytes) -> None:
+        """What is short goes at once where nothing is before it: a pipe takes it whole or not at all."""
+        if not (len(line) > select.PIPE_BUF or self._outbox or self._is_writing or self._stdin.closed):
+            with suppress(BlockingIOError, BrokenPipeError):  # the writer waits, or finds out
+                os.write(self._stdin.fileno(), line)
+                return
         self._outbox[key] = line
         self._more.set()
 
@@ -398,32 +401,29 @@ class _Life:
             try:
                 await started(self.call)
             except AiosError as exc:
-                self.kill(str(exc))
-                return
+                return self.kill(str(exc))
             except Exception:
                 logger.exception("child could not be made ready", extra={"child": self.name})
-                self.kill("it could not be made ready; the log has the traceback")
-                return
+                return self.kill("it could not be made ready; the log has the traceback")
         self.is_ready = True
         self.settled.set()
 
     async def _end_when_idle(self, idle_s: float) -> None:
         await self.settled.wait()
+        self._free_since = anyio.current_time()
         while True:
-            while self._waiting or self._holders:
-                self._free = anyio.Event()
-                await self._free.wait()
-            self._asked = anyio.Event()
-            with anyio.move_on_after(idle_s) as quiet:
-                await self._asked.wait()
-            if quiet.cancelled_caught and not self._waiting and not self._holders:
-                self.end()
+            is_busy = self._waiting or self._holders
+            left_s = idle_s if is_busy else self._free_since + idle_s - anyio.current_time()
+            if left_s <= 0:
+                return self.end()
+            await anyio.sleep(left_s)
 
     async def _write(self) -> None:
         fd = self._stdin.fileno()
         while True:
             while self._outbox:
                 rest = memoryview(self._outbox.pop(next(iter(self._outbox))))
+                self._is_writing = True
                 while rest:
                     try:
                         rest = rest[os.write(fd, rest) :]
@@ -432,6 +432,7 @@ class _Life:
                     except BrokenPipeError:
                         self._kill_group()  # it is ending, or will never hear us again
                         return
+                self._is_writing = False
             self._more = anyio.Event()
             await self._more.wait()
 

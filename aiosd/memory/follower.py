@@ -329,6 +329,8 @@ class Follower:
                 await call("put", {"after": self._after, "points": points}, timeout_s=CHANGE_S)
                 self._after = points[-1].seq
                 self.embedding.add([point.memory_id for point in points])
+            if len(rows) < ROWS:
+                break  # what came meanwhile has woken `run` again
         self.embedding.go_on()
 
     async def _delete(self, call: Call) -> None:

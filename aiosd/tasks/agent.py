@@ -39,6 +39,7 @@ from aiosd.records import (
     Session,
     StateEvent,
     Task,
+    TaskResult,
     TaskState,
     TextEvent,
     ThinkingEvent,
@@ -104,6 +105,7 @@ class Agent:
         task: Task,
         params: SessionRun,
         journal: Sequence[Kept],
+        turns: Sequence[Turn],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._hands = hands
@@ -113,7 +115,10 @@ class Agent:
         self.params = params
         self._journal = list(journal)
         self._clock = clock
-        self._turns: tuple[Turn, ...] = ()
+        self._turns = turns
+        """Of its session, before it."""
+        self.result: TaskResult | None = None
+        """Once it is completed and that is kept."""
         self._partial = ""
         self._unkept: tuple[Kept, ...] = ()
         self._broken_off: list[str] = []
@@ -178,9 +183,6 @@ class Agent:
         )
 
     async def _work(self) -> steps.Answer | None:
-        self._turns = await self._hands.database.read(
-            lambda c: sessions.turns(c, self.session.session_id, context.TURNS)
-        )
         states = [e.state for e in self._journal if isinstance(e, StateEvent)]
         if not states or states[-1] != "working":
             working = self._new(StateEvent, state="working")
@@ -446,6 +448,7 @@ class Agent:
         if answer.stopped:
             self._later(self._new(ProgressEvent, stage="stopped", detail=answer.why))
         await self._record(self._new(StateEvent, state="completed"), also=keep)
+        self.result = result
         await self._hands.memory.index([memory])
 
     async def cancel(self, below: Sequence[Task]) -> None:

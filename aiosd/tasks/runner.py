@@ -40,7 +40,7 @@ from aiosd.records import (
 )
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection
-from aiosd.tasks import descent, steps, upkeep
+from aiosd.tasks import context, descent, steps, upkeep
 from aiosd.tasks.agent import Agent, Hands
 from aiosd.tasks.descent import Wish
 from aiosd.tasks.trace import spans
@@ -95,7 +95,7 @@ class Runner:
         task_id = str(uuid4())
         now = datetime.now(UTC)
 
-        def create(c: Connection) -> tuple[Session, str | None, Task, tuple[Kept, ...]]:
+        def create(c: Connection) -> tuple[Task, Agent, tuple[Kept, ...]]:
             session = sessions.get(c, params.session_id)
             if session.state != "open":
                 raise InvalidState(f"the session {session.title!r} is closed", hint="aiosctl session create")
@@ -113,12 +113,12 @@ class Runner:
                 queued = (StateEvent(task_id=task_id, seq=1, at=now, state="queued"),)
                 tasks.append(c, *queued)
                 sessions.touch(c, session.session_id, now)
-            return session, sessions.system(c, session.session_id), task, queued
+            return task, _agent(c, self._hands, session, task, params, queued), queued
 
         with anyio.CancelScope(shield=True):  # a row that is kept is worked on, whoever has gone meanwhile
-            session, system, task, queued = await self._hands.database.write(create)
+            task, agent, queued = await self._hands.database.write(create)
             if queued:
-                self._go(task, _agent(self._hands, session, system, task, params, queued), queued)
+                self._go(task, agent, queued)
         return task
 
     async def spawn(self, caller: Caller, wish: Wish) -> Task:
@@ -140,7 +140,7 @@ class Runner:
         now = datetime.now(UTC)
         task_id, _ = descent.child_ids(of.task.task_id, call)
 
-        def create(c: Connection) -> tuple[Session, SessionRun, Task, tuple[Kept, ...]] | Task:
+        def create(c: Connection) -> tuple[Task, Agent, tuple[Kept, ...]] | Task:
             if (before := tasks.found(c, task_id)) is not None:
                 return before
             depth, children, tree = tasks.kin(c, of.task.task_id)
@@ -169,15 +169,14 @@ class Runner:
             )
             queued = StateEvent(task_id=task_id, seq=1, at=now, state="queued")
             tasks.append(c, queued)
-            return session, params, task, (queued,)
+            return task, _agent(c, self._hands, session, task, params, (queued,)), (queued,)
 
         with anyio.CancelScope(shield=True):
             made = await self._hands.database.write(create)
             if isinstance(made, Task):
                 return made
-            session, params, task, queued = made
-            system = agent.system if agent else None
-            self._go(task, _agent(self._hands, session, system, task, params, queued), queued)
+            task, child, queued = made
+            self._go(task, child, queued)
         return task
 
     async def child(self, caller: Caller, number: int) -> str:
@@ -240,16 +239,12 @@ class Runner:
     async def _reopen(self, task: Task) -> tuple[Agent, tuple[Kept, ...]]:
         """The task's agent, where its journal ends, and that journal."""
 
-        def read(c: Connection) -> tuple[Session, str | None, SessionRun, tuple[Kept, ...]]:
-            return (
-                sessions.get(c, task.session_id),
-                sessions.system(c, task.session_id),
-                tasks.params(c, task.task_id),
-                tasks.events(c, task.task_id),
-            )
+        def read(c: Connection) -> tuple[Agent, tuple[Kept, ...]]:
+            session, params = sessions.get(c, task.session_id), tasks.params(c, task.task_id)
+            journal = tasks.events(c, task.task_id)
+            return _agent(c, self._hands, session, task, params, journal), journal
 
-        session, system, params, journal = await self._hands.database.read(read)
-        return _agent(self._hands, session, system, task, params, journal), journal
+        return await self._hands.database.read(read)
 
     async def cancel(self, task_id: str) -> Task:
         """The task as it is once it has ended. Raises NotFound, and InvalidState if it had ended before."""
@@ -318,6 +313,8 @@ class Runner:
                 await run.ended.wait()
             if patience.cancelled_caught:
                 raise DeadlineExceeded(f"the task still runs after {timeout_s:g} s", task_id=task_id)
+            if run.agent.result is not None:
+                return run.agent.result
         return _outcome(await self._get(task_id))
 
     async def watch(self, task_id: str, after_seq: int = 0) -> AsyncIterator[AnyEvent]:
@@ -413,15 +410,13 @@ class Runner:
 
 
 def _agent(
-    hands: Hands,
-    session: Session,
-    system: str | None,
-    task: Task,
-    params: SessionRun,
-    journal: tuple[Kept, ...],
+    c: Connection, hands: Hands, session: Session, task: Task, params: SessionRun, journal: tuple[Kept, ...]
 ) -> Agent:
+    """With what it is told before it begins, from the snapshot that its caller has open."""
     kind = upkeep.Upkeep if session.agent == upkeep.AGENT else Agent
-    return kind(hands, session, system, task, params, journal)
+    system = sessions.system(c, session.session_id)
+    turns = sessions.turns(c, session.session_id, context.TURNS)
+    return kind(hands, session, system, task, params, journal, turns)
 
 
 @asynccontextmanager
