@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +44,10 @@ class Secrets:
             encoded = encoded.replace(_quoted(value), _quoted(name))
         return noun if encoded == whole else msgspec.json.decode(encoded, type=type(noun))
 
+    def stream(self) -> MaskedStream:
+        """For a text that comes in pieces."""
+        return MaskedStream(self._values())
+
     def _values(self) -> dict[str, str]:
         """Longest first: one key may begin another."""
         values = dict(self._fixed)
@@ -62,6 +67,40 @@ class Secrets:
             return known[1]
         except (OSError, UnicodeDecodeError):
             return ""  # the backend that needs it says so
+
+
+class MaskedStream:
+    """Masks a text that comes in pieces, wherever they part it: what may be the beginning of a key is held back until it is
+    known to be none. The end of a text that is held back never comes."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+        self._longest = max(map(len, values), default=0)
+        self._keys = re.compile("|".join(map(re.escape, values)))
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """What can be shown now."""
+        if not self._values:
+            return piece
+        text, done, shown = self._held + piece, 0, ""
+        while True:
+            held = self._begun(text, done)
+            found = self._keys.search(text, done)
+            if found is None or found.start() >= held:
+                self._held = text[held:]
+                return shown + text[done:held]
+            shown += text[done : found.start()] + self._values[found[0]]
+            done = found.end()
+
+    def _begun(self, text: str, after: int) -> int:
+        """Where the rest of the text is the beginning of a key, but not all of it."""
+        first = max(after, len(text) + 1 - self._longest)
+        for at in range(first, len(text)):
+            rest = text[at:]
+            if any(len(key) > len(rest) and key.startswith(rest) for key in self._values):
+                return at
+        return len(text)
 
 
 def _quoted(text: str) -> bytes:

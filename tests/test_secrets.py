@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio.to_thread
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiosctl.client import Client
 from aiosd.config import Backend, Config, Models
 from aiosd.protocol.memory import MemoryList
+from aiosd.protocol.sessions import SessionRun
 from aiosd.protocol.tools import ToolCall
-from aiosd.records import Input, Text, ToolResult
+from aiosd.records import AnyEvent, Input, TaskResult, Text, TextEvent, ToolResult
 from aiosd.secrets import Secrets
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
@@ -122,6 +125,72 @@ def test_a_value_is_masked_wherever_it_stands_in_a_record(value: str, around: st
     masked = secrets.masked(result)
     assert masked.structured_content == {"deep": [{"it": "[$A_KEY]"}]}
     assert "[$A_KEY]" in masked.content[0].text
+
+
+@given(st.data())
+def test_a_stream_is_masked_wherever_it_is_parted(data: st.DataObject) -> None:
+    """Of a small alphabet, so that keys begin like each other and like what stands around them."""
+    keys = data.draw(st.lists(st.text("ab", min_size=8, max_size=12), min_size=1, max_size=3, unique=True))
+    piece = st.one_of(
+        st.text("abc", max_size=6), st.sampled_from(keys), st.sampled_from([key[:7] for key in keys])
+    )
+    pieces = data.draw(st.lists(piece, max_size=8))
+    config = Config(
+        models=Models(
+            backends={
+                f"b{n}": Backend(kind="openai", url="http://x", key_env=f"K{n}") for n in range(len(keys))
+            }
+        )
+    )
+    secrets = Secrets(config, {f"K{n}": key for n, key in enumerate(keys)})
+    whole = "".join(pieces)
+    at_once = secrets.stream().feed(whole + "!")
+    stream = secrets.stream()
+    shown = [stream.feed(piece) for piece in pieces]
+    assert "".join(shown) + stream.feed("!") == at_once  # the parting changes nothing
+    assert not any(key in at_once for key in keys)
+    if len(keys) == 1:
+        assert at_once == secrets.mask(whole + "!")
+
+
+@pytest.mark.anyio
+async def test_no_watcher_sees_a_key_that_comes_in_pieces(tmp_path: Path) -> None:
+    async with OpenAIDouble(
+        Script(text=(f"it is {KEY[:9]}", KEY[9:15], f"{KEY[15:]}, and that", " is all."))
+    ) as model:
+        config = f"""
+            [models.backends.cloud]
+            kind = "openai"
+            url = "{model.base}"
+            model = "m"
+            local = false
+            key_env = "SOME_KEY"
+        """
+        texts: list[tuple[int, str]] = []
+        seen: list[bytes] = []
+
+        def hear(method: str, params: msgspec.Raw) -> None:
+            seen.append(bytes(params))
+            event = msgspec.json.decode(params, type=AnyEvent)
+            if isinstance(event, TextEvent):
+                texts.append((event.offset, event.text))
+
+        def work() -> TaskResult:
+            with (
+                Daemon(tmp_path / "home", config, {"SOME_KEY": KEY}) as daemon,
+                Client(daemon.socket) as client,
+            ):
+                run = SessionRun(session_id=daemon.session().session_id, task="Say it", stream=True)
+                return client.call(run, on_notification=hear)
+
+        result = await aside(work)
+        assert result.result == "it is [$SOME_KEY], and that is all."
+        streamed = ""
+        for offset, text in texts:
+            assert offset == len(streamed)
+            streamed += text
+        assert streamed == result.result
+        assert not any(KEY[:9].encode() in each or KEY[15:].encode() in each for each in seen)
 
 
 def test_what_is_too_short_for_a_key_masks_no_words() -> None:

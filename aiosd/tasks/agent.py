@@ -238,22 +238,26 @@ class Agent:
         )
         self._partial = ""
         thinking = 0
-
+        secrets = hands.registry.audit.secrets
+        written, thought = secrets.stream(), secrets.stream()
         began_at, first_at = self._clock(), None
 
         async def on_delta(delta: TextDelta | ThinkingDelta) -> None:
             nonlocal thinking, first_at
             first_at = first_at or self._clock()
             if isinstance(delta, TextDelta):
-                hands.broker.publish(self._new(TextEvent, offset=len(self._partial), text=delta.text))
-                self._partial += delta.text
+                text = written.feed(delta.text)
+                hands.broker.publish(self._new(TextEvent, offset=len(self._partial), text=text))
+                self._partial += text
             else:
-                hands.broker.publish(self._new(ThinkingEvent, offset=thinking, text=delta.text))
-                thinking += len(delta.text)
+                text = thought.feed(delta.text)
+                hands.broker.publish(self._new(ThinkingEvent, offset=thinking, text=text))
+                thinking += len(text)
 
         async def on_wait(wait: Wait) -> None:
-            nonlocal thinking, first_at
+            nonlocal thinking, first_at, written, thought
             self._partial, thinking, first_at = "", 0, None  # a reply that gave its slot away begins anew
+            written, thought = secrets.stream(), secrets.stream()
             await self._record(self._new(ProgressEvent, **msgspec.structs.asdict(wait)))
 
         async def reserve(usd: float) -> None:
@@ -261,7 +265,7 @@ class Agent:
 
         try:
             reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
-            await self._record_reply(hands.registry.audit.secrets.masked(reply), began_at, first_at)
+            await self._record_reply(secrets.masked(reply), began_at, first_at)
         except anyio.get_cancelled_exc_class():
             self._broken_off.append("a model's reply")
             raise
@@ -318,7 +322,7 @@ class Agent:
             self._broken_off.append(f"the tool `{call.name}`")
             raise
         except AiosError as exc:
-            failed, text = True, str(exc)
+            failed, text = True, self._hands.registry.audit.secrets.mask(str(exc))
         await self._record(self._tool_result(call, "failed" if failed else "completed", text))
 
     def _replies(self) -> int:
