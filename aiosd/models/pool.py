@@ -325,6 +325,8 @@ class Pool:
         stays = router.must_stay(request)
         standings = []
         for member in members.values():
+            if not member.ranks and member.name in self._found and request.backend != member.name:
+                continue  # found, and good for vectors alone: nobody expects it to write
             wait_s = self._slots.wait_s(now, member, asked, arrived_s, stays=stays)
             tried = failed[member.name].rejected if member.name in failed else None
             standings.append(member.standing(now, asked, wait_s, tried))
