@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -23,6 +24,14 @@ from aiosd.records import Tier
 PROMPT = "> "
 KEPT_LINES = 1000
 """Of the history."""
+
+KEYS = (
+    r'"\C-x\C-k": kill-whole-line',
+    r'"\C-c": "\C-x\C-k\C-m"',
+    r'"\C-@": "\C-d"',
+)
+"""At the prompt. Ctrl-C drops the line. A Ctrl-D that was typed while the answer came is a NUL when readline gets it: the
+terminal then read lines, and marks their end by one (n_tty.c)."""
 
 
 def chat(
@@ -78,7 +87,8 @@ def _lines() -> Iterator[str]:
     """What is typed, until Ctrl-D; or piped in. A Ctrl-C there drops the line."""
     while True:
         try:
-            words = input(PROMPT if render.for_people() else "").strip()
+            with _prompting():
+                words = input(PROMPT if render.for_people() else "").strip()
         except EOFError:
             if render.for_people():
                 render.out("")
@@ -94,9 +104,29 @@ def _lines() -> Iterator[str]:
 
 
 @contextmanager
+def _prompting() -> Iterator[None]:
+    """Ctrl-C is a key among others here: as a signal that comes before `input` waits, it would wait for the next key."""
+    if not _has_editing():
+        yield
+        return
+    before = termios.tcgetattr(0)
+    keys = termios.tcgetattr(0)
+    keys[6][termios.VINTR] = os.fpathconf(0, "PC_VDISABLE")
+    termios.tcsetattr(0, termios.TCSANOW, keys)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSANOW, before)
+
+
+def _has_editing() -> bool:
+    return sys.stdin.isatty() and render.for_people()
+
+
+@contextmanager
 def _history() -> Iterator[None]:
     """Lines can be edited and found again, those of earlier chats too. They are the user's alone."""
-    if not (sys.stdin.isatty() and render.for_people()):
+    if not _has_editing():
         yield
         return
     import readline  # late: importing it is what makes input() edit
@@ -107,6 +137,8 @@ def _history() -> Iterator[None]:
     except OSError:
         pass  # the first chat
     readline.set_history_length(KEPT_LINES)
+    for key in KEYS:
+        readline.parse_and_bind(key)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from aiosctl.jobs import span
 from aiosctl.stats import added
 from aiosctl.top import View, picture
+from aiosd.protocol.tasks import TaskList
 from aiosd.records import Task
 from tests.aiosctl_double import AIOSCTL, T0, WAIT_S, Connection, Ctl, Double, giving, message, result, task
 from tests.daemon import Daemon
@@ -206,12 +208,25 @@ def test_top_is_live_until_q(daemon: Daemon, tmp_path: Path) -> None:
     assert seen.endswith("\x1b[?25h\x1b[?1049l")
 
 
-def test_a_line_of_chat_can_be_edited(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_line_of_chat_can_be_edited_and_is_found_again_in_the_next(daemon: Daemon, tmp_path: Path) -> None:
     terminal = Terminal(at(daemon, tmp_path), "chat")
     terminal.until("> ")
+    terminal.type(b"never asked\x03")  # at once, before it waits for a key
+    terminal.until("\r\n> ")
     terminal.type(b"What is 6 * 8?\x02\x02\x047\r")  # two back, one deleted
-    terminal.until("\r\n42\r\n")
-    terminal.hang_up()
+    terminal.until("42\r\n")
+    terminal.type(b"\x04")  # while the answer is not over yet
+    assert terminal.end()[0] == 0
+    again = Terminal(at(daemon, tmp_path), "chat", "-c")
+    again.until("> ")
+    again.type(b"\x1b[A\r")
+    again.until("42\r\n")
+    again.type(b"\x04")
+    assert again.end()[0] == 0
+    tasks = daemon.call(TaskList()).tasks
+    assert [task.task for task in tasks] == ["What is 6 * 7?"] * 2
+    assert len({task.session_id for task in tasks}) == 1
+    assert stat.S_IMODE((daemon.home / "state" / "chat_history").stat().st_mode) == 0o600
 
 
 def at(daemon: Daemon, folder: Path) -> Ctl:
