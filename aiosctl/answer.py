@@ -9,7 +9,7 @@ from typing import Self
 
 import msgspec
 
-from aiosctl import render
+from aiosctl import asking, render
 from aiosctl.asking import Asker
 from aiosctl.client import typed
 from aiosctl.quick import aside_line
@@ -88,8 +88,8 @@ class Watch:
         self._failure: str | None = None
         """Of the last tool that failed."""
         self._interrupted = False
-        self._asked: set[str] = set()
-        """Calls that wait for the user's word."""
+        self._asked: set[tuple[str, str]] = set()
+        """Calls that wait for the user's word, with their tasks."""
         self.asker: Asker | None = None
         """Asks for it."""
 
@@ -115,7 +115,7 @@ class Watch:
             event = msgspec.json.decode(params, type=AnyEvent)
         except msgspec.ValidationError:
             return  # a kind that a newer daemon has; the result will say what matters
-        self.task_id = event.task_id
+        self.task_id = self.task_id or event.task_id  # what it has started may ask between its own events
         if self._interrupted:
             raise KeyboardInterrupt
         if isinstance(event, ApprovalEvent):
@@ -188,7 +188,7 @@ class Watch:
         if self.asker is not None:
             self._clear()
             self.end_line()
-            (self._asked.add if event.decision is None else self._asked.discard)(event.call_id)
+            (self._asked.add if event.decision is None else self._asked.discard)(asking.key(event))
             self.asker.hear(event)
 
     def _wait(self, for_what: str) -> None:

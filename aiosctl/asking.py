@@ -16,6 +16,7 @@ from aiosctl import render
 from aiosctl.client import Client
 from aiosd.errors import AiosError
 from aiosd.protocol.approvals import ApprovalList, TaskApprove
+from aiosd.protocol.tasks import TaskGet
 from aiosd.records import ApprovalDecision, ApprovalEvent
 
 WORDS: dict[str, ApprovalDecision] = {
@@ -30,6 +31,8 @@ WORDS: dict[str, ApprovalDecision] = {
 TTY = "/dev/tty"
 ANSWER_S = 10.0
 """Seconds for the daemon to take the word."""
+MAX_TASK = 200
+"""Characters of a task that are shown."""
 MAX_SHOWN = 1000
 """Characters of a call that are shown."""
 
@@ -41,7 +44,7 @@ class Asker:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._requests: deque[ApprovalEvent] = deque()
-        self._settled: set[str] = set()
+        self._settled: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._asking: ApprovalEvent | None = None
         self._wake, self._waker = os.pipe()
@@ -49,14 +52,14 @@ class Asker:
     def hear(self, event: ApprovalEvent) -> None:
         with self._lock:
             if event.decision is None:
-                self._settled.discard(event.call_id)
+                self._settled.discard(key(event))
                 self._requests.append(event)
                 if self._asking is None:
                     self._asking = self._requests.popleft()
                     threading.Thread(target=self._ask_all, args=(self._asking,), daemon=True).start()
             else:
-                self._settled.add(event.call_id)
-                if self._asking is not None and self._asking.call_id == event.call_id:
+                self._settled.add(key(event))
+                if self._asking is not None and key(self._asking) == key(event):
                     os.write(self._waker, b"!")
 
     def _ask_all(self, request: ApprovalEvent | None) -> None:
@@ -71,11 +74,18 @@ class Asker:
 
     def _waits(self, request: ApprovalEvent) -> bool:
         """Not so where it was answered long ago, and a replay tells of both."""
-        if request.call_id in self._settled:
+        if key(request) in self._settled:
             return False
         with Client(self._path) as client:
             waiting = client.call(ApprovalList(), timeout_s=ANSWER_S).waiting
-        return (request.task_id, request.call_id) in [(each.task_id, each.call_id) for each in waiting]
+        return key(request) in map(key, waiting)
+
+    def _asks(self, request: ApprovalEvent) -> str:
+        """The call, and for whom where another task has started that task."""
+        with Client(self._path) as client:
+            task = client.call(TaskGet(task_id=request.task_id), timeout_s=ANSWER_S)
+        what = " ".join(task.task.split())[:MAX_TASK]
+        return f"{shown(request)}\n  for task {task.number}: {what}" if task.parent_id else shown(request)
 
     def _ask(self, request: ApprovalEvent) -> None:
         try:
@@ -96,7 +106,7 @@ class Asker:
     def _read(self, tty: int, request: ApprovalEvent) -> ApprovalDecision | None:
         """None once it is answered elsewhere."""
         kept = f"; always keeps the rule {request.rule}" if request.rule else ""
-        _write(tty, f"\n{shown(request)}\n  it asks because {request.why}{kept}\n")
+        _write(tty, f"\n{self._asks(request)}\n  it asks because {request.why}{kept}\n")
         termios.tcflush(tty, termios.TCIFLUSH)  # what was typed before it was asked is no answer
         while True:
             _write(tty, "  allow it? [y/n/always/never] ")
@@ -119,6 +129,11 @@ class Asker:
                 client.call(params, timeout_s=ANSWER_S)
         except (AiosError, OSError) as exc:
             render.notice(f"the answer was not taken: {exc}")
+
+
+def key(request: ApprovalEvent) -> tuple[str, str]:
+    """Models number their calls anew in each task."""
+    return request.task_id, request.call_id
 
 
 def shown(request: ApprovalEvent) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import anyio
 import msgspec
 
-from aiosd.records import AnyEvent, Kept, TextEvent, ThinkingEvent
+from aiosd.records import AnyEvent, ApprovalEvent, Kept, TextEvent, ThinkingEvent
 
 BACKLOG = 256
 """Kept events one watcher may fall behind before it reads them from the ledger instead."""
@@ -22,7 +22,9 @@ DELTA = 16 * 1024
 class Watcher:
     """One reader's view of one task, from when it began to watch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, answers: bool) -> None:
+        self.answers = answers
+        """A user may be behind it, who is asked."""
         self._events: deque[AnyEvent] = deque()
         self._behind = False
         self._wake = anyio.Event()
@@ -64,14 +66,30 @@ class Watcher:
 
 
 class Broker:
-    """Watchers by task. Publishing never waits: a slow watcher never slows the task."""
+    """Watchers by task. Publishing never waits: a slow watcher never slows the task.
+
+    What a task asks its user also reaches the watchers of the tasks above it."""
 
     def __init__(self) -> None:
         self._watchers: defaultdict[str, set[Watcher]] = defaultdict(set)
+        self._above: dict[str, tuple[str, ...]] = {}
+        """Of the tasks that others have started, the nearest first."""
 
     @contextmanager
-    def watch(self, task_id: str) -> Iterator[Watcher]:
-        watcher = Watcher()
+    def descent(self, task_id: str, parent_id: str | None) -> Iterator[None]:
+        """In this block the task is known as one that another has started."""
+        self._above[task_id] = () if parent_id is None else (parent_id, *self._above.get(parent_id, ()))
+        try:
+            yield
+        finally:
+            del self._above[task_id]
+
+    def is_below(self, task_id: str, above: str) -> bool:
+        return above in self._above.get(task_id, ())
+
+    @contextmanager
+    def watch(self, task_id: str, *, answers: bool = True) -> Iterator[Watcher]:
+        watcher = Watcher(answers=answers)
         self._watchers[task_id].add(watcher)
         try:
             yield watcher
@@ -81,10 +99,14 @@ class Broker:
                 del self._watchers[task_id]
 
     def is_watched(self, task_id: str) -> bool:
-        return task_id in self._watchers
+        """By somebody who can say yes, there or further up."""
+        tasks = (task_id, *self._above.get(task_id, ()))
+        return any(watcher.answers for each in tasks for watcher in self._watchers.get(each, ()))
 
     def publish(self, *events: Kept | TextEvent | ThinkingEvent) -> None:
         """Kept events are published after they are committed, never before."""
         for event in events:
-            for watcher in self._watchers.get(event.task_id, ()):
-                watcher.put(event)
+            asks = isinstance(event, ApprovalEvent)
+            for task_id in (event.task_id, *(self._above.get(event.task_id, ()) if asks else ())):
+                for watcher in self._watchers.get(task_id, ()):
+                    watcher.put(event)

@@ -24,7 +24,7 @@ from aiosd.errors import InvalidState, NotFound
 from aiosd.protocol.approvals import ApprovalList, ApprovalRevoke, TaskApprove
 from aiosd.protocol.audit import AuditTail
 from aiosd.protocol.sessions import SessionRun
-from aiosd.protocol.tasks import TaskAttach, TaskGet, TaskWait
+from aiosd.protocol.tasks import TaskAttach, TaskGet, TaskList, TaskWait
 from aiosd.protocol.tools import ToolCall, ToolExplain
 from aiosd.secrets import Secrets
 from aiosd.state.database import open_database
@@ -313,6 +313,69 @@ async def test_an_answer_from_another_terminal_withdraws_the_question(tmp_path: 
 
         await aside(work)
         assert setting.effects == ["x"]
+
+
+def delegating(body: dict[str, Any]) -> Script:
+    """Of the task `Delegate` two children, each of which notes something; their calls have the same ids."""
+    messages = body["messages"]
+    given = [m["content"] for m in messages if m["role"] == "tool"]
+    if given:
+        return Script(text=(" + ".join(given),))
+    if messages[-1]["content"].startswith("Note"):
+        return calling("x")
+    return Script(text=(), calls=tuple(("spawn", json.dumps({"task": f"Note {n}"})) for n in (1, 2)))
+
+
+async def test_what_a_child_asks_is_asked_where_its_parent_is_watched(tmp_path: Path) -> None:
+    async with OllamaDouble(Script(text=("Done.",))) as model:
+        setting = Setting(tmp_path, model)
+        model.choose = delegating
+
+        def work() -> str:
+            with setting.daemon as daemon:
+                session = setting.session("?notes", "spawn")
+                terminal = Terminal(ctl_of(setting), "run", "-s", session.session_id, "Delegate")
+                terminal.until("allow it?")
+                terminal.type(b"y\n")
+                terminal.until("allow it?")
+                asked: list[r.ApprovalEvent] = []
+
+                def hear(method: str, params: msgspec.Raw) -> None:
+                    event = msgspec.json.decode(params, type=r.AnyEvent)
+                    if isinstance(event, r.ApprovalEvent) and event.decision is None:
+                        asked.append(event)
+                        word = TaskApprove(
+                            task_id=event.task_id, call_id=event.call_id, decision="reject_once"
+                        )
+                        daemon.call(word)
+
+                parent = next(t for t in daemon.call(TaskList()).tasks if t.parent_id is None)
+                with Client(daemon.socket) as client:  # who comes later is told what waits
+                    client.call(TaskAttach(task_id=parent.task_id), on_notification=hear)
+                assert len(asked) == 1 and asked[0].task_id != parent.task_id
+                terminal.until("(answered elsewhere)")
+                status, seen = terminal.end()
+                assert status == 0
+                return seen
+
+        seen = await aside(work)
+        assert "for task 2: Note " in seen and "for task 3: Note " in seen
+        assert "noted x" in seen and "its user said no" in seen
+        assert setting.effects == ["x"]
+
+
+async def test_a_parent_that_waits_for_its_child_is_nobody_who_could_say_yes(tmp_path: Path) -> None:
+    async with OllamaDouble(Script(text=("Done.",))) as model:
+        setting = Setting(tmp_path, model)
+        model.choose = delegating
+
+        def work() -> None:
+            with setting.daemon as daemon:
+                result = daemon.run(setting.session("?notes", "spawn"), "Delegate")
+                assert str(result.result).count("nobody was there who could say yes") == 2
+
+        await aside(work)
+        assert setting.effects == []
 
 
 async def test_without_a_terminal_a_run_says_no_and_why(tmp_path: Path) -> None:

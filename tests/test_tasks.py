@@ -22,6 +22,7 @@ from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection, open_database
 from aiosd.tasks import context, steps
 from aiosd.tasks.agent import Hands
+from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import Budget, Cap, check
 from aiosd.tasks.runner import Runner
 from tests.daemon import Daemon
@@ -337,7 +338,7 @@ async def test_watching_a_task_that_nobody_works_on_ends(tmp_path: Path) -> None
             budget=Budget(database, None, lambda: NOW),
             agents={},
             consolidation=None,  # type: ignore[arg-type]
-            approvals=None,  # type: ignore[arg-type]
+            approvals=Approvals(database, None),  # type: ignore[arg-type]
         )
         with anyio.fail_after(30):
             assert [e.seq async for e in Runner(hands, running).watch(TASK)] == [1]

@@ -190,7 +190,7 @@ class Runner:
 
     async def ended(self, task_id: str) -> Task:
         """The task once it has ended, however long it waits for its user meanwhile. Raises NotFound."""
-        with self._hands.broker.watch(task_id) as watcher:
+        with self._hands.broker.watch(task_id, answers=False) as watcher:
             while (task := await self._get(task_id)).state not in ENDED:
                 while True:
                     news = await watcher.next()
@@ -318,7 +318,8 @@ class Runner:
         return _outcome(await self._get(task_id))
 
     async def watch(self, task_id: str, after_seq: int = 0) -> AsyncIterator[AnyEvent]:
-        """The task's events after this number, each kept one once and in order, then live until it ends.
+        """The task's events after this number, each kept one once and in order, then live until it ends; between them what
+        the tasks that it has started ask their user.
 
         Raises NotFound, and InvalidParams for a number that no event has yet."""
         database = self._hands.database
@@ -333,17 +334,20 @@ class Runner:
             events: list[AnyEvent] | tuple[AnyEvent, ...] = await database.read(
                 lambda c: tasks.events(c, task_id, after_seq)
             )
+            below = self._hands.broker.is_below
+            asked = [e for e in self._hands.approvals.waiting if below(e.task_id, task_id)]
+            events = [*events, *asked]
             seen = after_seq
             while True:
                 for event in events:
-                    if isinstance(event, TextEvent | ThinkingEvent):
+                    if isinstance(event, TextEvent | ThinkingEvent) or event.task_id != task_id:
                         yield event
                     elif event.seq > seen:
                         seen = event.seq
                         yield event
                         if isinstance(event, StateEvent) and event.state in ENDED:
                             return
-                last = events[-1] if events else None
+                last = next((event for event in reversed(events) if event.task_id == task_id), None)
                 if isinstance(last, StateEvent) and last.state == "input_required":
                     return  # who answers the request tells that it waits for its user
                 if task_id not in self._runs and not watcher.has_news:
@@ -372,6 +376,7 @@ class Runner:
                 self._hands.consolidation.beside(),
                 run.scope,
                 telemetry.about(task_id=task.task_id, session_id=task.session_id),
+                self._hands.broker.descent(task.task_id, task.parent_id),
             ):
                 try:
                     await run.agent.run()
