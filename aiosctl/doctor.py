@@ -26,6 +26,8 @@ from aiosd.records import Record
 
 LEAST_BYTES = 200 * 1024 * 1024
 """Free where the data lie: a migration copies the database first."""
+RESTRICTED = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+"""`1` where a program needs a profile of AppArmor for user namespaces: Ubuntu from 24.04 on."""
 LONGEST_PATH = 107
 """Bytes of a Unix socket's path, by unix(7)."""
 FIX_S = 60.0
@@ -212,15 +214,7 @@ def _daemon(where: Path) -> Iterator[Finding]:
         yield Finding(check="daemon", state="bad", what=str(exc), fix="aiosctl logs")
         return
     yield Finding(check="daemon", state="ok", what=f"aiosd {pong.version}, process {pong.pid}, on {where}")
-    if info.sandbox == "none":
-        yield Finding(
-            check="sandbox",
-            state="bad",
-            what="nothing walls off tools here, so none runs",
-            fix="sudo sysctl -w user.max_user_namespaces=10000 kernel.apparmor_restrict_unprivileged_userns=0",
-        )
-    else:
-        yield Finding(check="sandbox", state="ok", what=info.sandbox)
+    yield _walls(info.sandbox, by_apparmor=_said(RESTRICTED) == "1")
     if info.embedder == "none":
         pip = f"{shlex.quote(sys.executable)} -m pip"
         yield Finding(
@@ -240,6 +234,35 @@ def _daemon(where: Path) -> Iterator[Finding]:
     for problem in info.problems:
         yield Finding(check="tools", state="note", what=f"not loaded: {problem}", fix="aiosctl tool list")
     yield _systemd()
+
+
+def _walls(tier: str, *, by_apparmor: bool) -> Finding:
+    """What walls off tools (aiosd.tools.sandbox.Tier), and what would wall them off better."""
+    if tier.startswith("namespaces"):
+        return Finding(check="sandbox", state="ok", what=tier)
+    nothing = tier == "none"
+    what = "nothing walls off tools here, so none runs" if nothing else f"{tier}: no user namespaces"
+    if by_apparmor:
+        return Finding(
+            check="sandbox",
+            state="bad" if nothing else "note",
+            what=f"{what}; AppArmor allows them by a profile, such as contrib/aiosd.apparmor, which says how",
+            fix="sudo cp contrib/aiosd.apparmor /etc/apparmor.d/aiosd"
+            " && sudo apparmor_parser -r /etc/apparmor.d/aiosd && aiosctl service restart",
+        )
+    if nothing:
+        return Finding(
+            check="sandbox", state="bad", what=what, fix="sudo sysctl -w user.max_user_namespaces=10000"
+        )
+    return Finding(check="sandbox", state="ok", what=what)
+
+
+def _said(file: Path) -> str:
+    """Of the kernel; nothing where it has no such file."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _start(where: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from aiosctl import doctor
 from aiosctl.config import without
 from tests.daemon import PATIENCE_S, Daemon
 
@@ -197,3 +198,30 @@ def test_only_what_a_complaint_names_is_commented_out(complaint: str, gone: list
         line.removeprefix("# ").split(" = ")[0] for line in less.split("\n") if line.startswith("# ")
     ] == gone
     assert less.replace("# ", "") == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("tier", "by_apparmor", "state", "fix"),
+    [
+        ("namespaces+landlock+seccomp", True, "ok", None),
+        ("namespaces+seccomp", False, "ok", None),
+        ("landlock+seccomp", False, "ok", None),
+        ("landlock+seccomp", True, "note", "sudo cp contrib/aiosd.apparmor "),
+        ("none", True, "bad", "sudo cp contrib/aiosd.apparmor "),
+        ("none", False, "bad", "sudo sysctl -w user.max_user_namespaces="),
+    ],
+)
+def test_doctor_names_the_profile_where_apparmor_is_what_keeps_namespaces_away(
+    tier: str, by_apparmor: bool, state: str, fix: str | None
+) -> None:
+    found = doctor._walls(tier, by_apparmor=by_apparmor)
+    assert found.state == state and tier.removeprefix("none") in found.what
+    assert (found.fix or "").startswith(fix or "") and (found.fix is None) == (fix is None)
+    if fix is not None and "contrib/" in fix:
+        assert (Path(__file__).parents[1] / fix.split()[2]).is_file()
+
+
+def test_doctor_says_which_walls_this_daemon_has(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "home", environ={"AIOSD_TIERS": "none"}) as daemon:
+        done = daemon.ctl("doctor")
+        assert done.returncode == 1 and "nothing walls off tools here" in done.stdout
