@@ -228,6 +228,7 @@ class Agent:
 
     async def _infer(self) -> None:
         hands, params = self._hands, self.params
+        secrets = hands.registry.audit.secrets
         tools = await hands.registry.offered(self.session, params.tools)
         agent = hands.agents.get(self.session.agent or "")
         tier = params.tier or (agent.tier if agent else "balanced")
@@ -236,9 +237,7 @@ class Agent:
             task_id=self.task.task_id,
             priority=self.priority,
         )
-        self._partial = ""
-        thinking = 0
-        secrets = hands.registry.audit.secrets
+        self._partial, thinking = "", 0
         written, thought = secrets.stream(), secrets.stream()
         began_at, first_at = self._clock(), None
 
