@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -215,7 +216,7 @@ def _config(table: dict[str, Any], folder: Path) -> Config:
                 known = ", ".join([*backends, EXTRACTIVE])
                 raise _Wrong(f"models.tiers.{tier}[{i}]: no backend `{name}`; there are: {known}")
     _check_embedder(config.memory.embedder, backends)
-    if config.budget.day_usd is not None and config.budget.day_usd < 0:
+    if config.budget.day_usd is not None and not 0 <= config.budget.day_usd < math.inf:
         raise _Wrong("budget.day_usd: expected dollars >= 0")
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from aiosd import records as r
 from aiosd.errors import AiosError, BudgetExhausted, InvalidParams, NotFound
 from aiosd.protocol.budget import BudgetGet, BudgetSet
+from aiosd.protocol.tasks import TaskCancel, TaskWait
 from tests.daemon import Daemon
+from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
 from tests.doubles.openai_double import OpenAIDouble
 from tests.test_runs import aside
@@ -160,3 +163,33 @@ def test_a_cap_that_is_none_is_refused_and_nothing_changes(daemon: Daemon) -> No
     assert (day.cap_usd, day.left_usd, of_session.cap_usd, of_session.left_usd) == (None, None, 1.0, 1.0)
     wrong = daemon.ctl("budget", "set", "much")
     assert wrong.returncode == 2 and "expected dollars or none, got `much`" in wrong.stderr
+
+
+async def test_a_reply_that_a_cancel_or_a_kill_cut_short_counts_at_the_most_it_can_cost(
+    tmp_path: Path,
+) -> None:
+    """Its server bills it, and nobody hears how much."""
+    async with Metered() as paid:
+        with Daemon(tmp_path / "home", config(paid)) as daemon:
+            session = await aside(lambda: daemon.session(permissions=()))
+
+            async def begun() -> r.Task:
+                paid.script, paid.arrived = Script(text=("half",), fault="hang_after"), asyncio.Event()
+                task = await aside(
+                    lambda: daemon.start_task(session, "Hello", tier="capable", max_tokens=100, tools=())
+                )
+                with anyio.fail_after(30):
+                    await paid.arrived.wait()
+                return task
+
+            task = await begun()
+            cancelled = await aside(lambda: daemon.call(TaskCancel(task_id=task.task_id)))
+            task = await begun()
+            await aside(daemon.kill)
+            paid.script = Script()
+            await aside(daemon.start)
+            killed = await aside(lambda: daemon.call(TaskWait(task_id=task.task_id)))
+            (day,) = (await aside(lambda: daemon.call(BudgetGet()))).limits
+    assert cancelled.cost_usd == PRICE_USD
+    assert killed.cost_usd == 2 * PRICE_USD
+    assert day.spent_usd == pytest.approx(paid.billed_usd) == pytest.approx(3 * PRICE_USD)

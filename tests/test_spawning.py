@@ -22,7 +22,7 @@ from aiosd.protocol.tools import ToolCall
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection, open_database
 from aiosd.tasks import descent
-from aiosd.tasks.budget import Budget
+from aiosd.tasks.budget import Budget, billionths
 from aiosd.tools import policy
 from aiosd.tools.subjects import Place, Subject
 from tests.daemon import Daemon
@@ -333,7 +333,7 @@ async def test_no_tree_spends_more_than_any_cap_above_it(
                 )
 
         await database.write(begin)
-        total = [0.0] * 4
+        total = [0] * 4
         for seq, (n, usd, share, holds_on) in enumerate(spends, 1):
             try:
                 await budget.hold(kept[n], an_id(n), caps[n], usd)
@@ -342,10 +342,10 @@ async def test_no_tree_spends_more_than_any_cap_above_it(
             cost = usd * share
             event = r.UsageEvent(task_id=an_id(n), seq=seq, at=NOW, usage=r.Tokens(), cost_usd=cost)
             await database.write(lambda c, event=event: tasks.append(c, event))  # type: ignore[misc]
-            total[n] += cost
+            total[n] += billionths(cost)
             if not holds_on:
                 await budget.release(an_id(n))
         below = {0: (0, 1, 2, 3), 1: (1, 2), 2: (2,), 3: (3,)}
         for n, cap in enumerate(caps):
-            assert cap is None or sum(total[m] for m in below[n]) <= cap + 1e-6
-        assert session_usd is None or sum(total) <= session_usd + 1e-6
+            assert cap is None or sum(total[m] for m in below[n]) <= billionths(cap)
+        assert session_usd is None or sum(total) <= billionths(session_usd)

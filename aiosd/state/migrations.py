@@ -183,6 +183,11 @@ CREATE INDEX descent_session ON descent (ancestor_session_id, task_id);
 CREATE INDEX tasks_parent ON tasks (parent_id) WHERE parent_id IS NOT NULL;
 """
 
+_HELD = """
+-- What a dispatch under way may cost at most: a daemon that is killed in the middle of it does not know what it did.
+ALTER TABLE tasks ADD COLUMN held_usd REAL NOT NULL DEFAULT 0;
+"""
+
 SCRIPTS: tuple[str, ...] = (
     _SESSIONS_TASKS_MEMORIES,
     _SPEAKERS,
@@ -192,4 +197,5 @@ SCRIPTS: tuple[str, ...] = (
     _SETTINGS,
     _DESCENT,
     _MCP,
+    _HELD,
 )

@@ -19,6 +19,7 @@ from aiosd.records import (
     Task,
     TaskResult,
     TaskState,
+    Tokens,
     UsageEvent,
 )
 from aiosd.state.columns import (
@@ -216,7 +217,7 @@ def append(c: Connection, *events: Kept) -> None:
                 _change_state(c, event)
             case MessageEvent():
                 c.execute("UPDATE tasks SET steps = steps + 1 WHERE task_id = ?", (event.task_id,))
-            case UsageEvent() if event.cost_usd:
+            case UsageEvent():
                 _spend(c, event)
         try:
             c.execute(
@@ -251,12 +252,30 @@ def _change_state(c: Connection, event: StateEvent) -> None:
 
 
 def _spend(c: Connection, event: UsageEvent) -> None:
-    c.execute("UPDATE tasks SET cost_usd = cost_usd + ? WHERE task_id = ?", (event.cost_usd, event.task_id))
+    if not event.cost_usd:
+        return
+    c.execute(
+        "UPDATE tasks SET cost_usd = cost_usd + ?, held_usd = 0 WHERE task_id = ?",
+        (event.cost_usd, event.task_id),
+    )
     c.execute(
         "INSERT INTO spending (at, cost_usd, session_id, task_id)"
         " SELECT ?, ?, session_id, task_id FROM tasks WHERE task_id = ?",
         (micros(event.at), event.cost_usd, event.task_id),
     )
+
+
+def hold(c: Connection, task_id: str, usd: float) -> None:
+    """Notes what the task's next dispatch may cost at most, until it is known what it did."""
+    c.execute("UPDATE tasks SET held_usd = ? WHERE task_id = ?", (usd, task_id))
+
+
+def spend_held(c: Connection, at: datetime) -> None:
+    """What was under way when the daemon was killed counts at the most that it can have cost."""
+    rows = c.execute(f"SELECT task_id, held_usd FROM tasks WHERE state IN ({_UNENDED}) AND held_usd > 0")
+    for task_id, usd in rows.fetchall():
+        seq = last_seq(c, task_id) + 1
+        append(c, UsageEvent(task_id=task_id, seq=seq, at=at, usage=Tokens(), cost_usd=usd))
 
 
 def spend_apart(c: Connection, *, at: datetime, cost_usd: float) -> None:
@@ -321,7 +340,8 @@ def spent(
     task_id: str | None = None,
     since: datetime | None = None,
 ) -> float:
-    """Dollars, of all or of these alone with what descends from them, deleted ones too."""
+    """Dollars, of all or of these alone with what descends from them, deleted ones too; to a billionth, so that the sum
+    of many is exact."""
     where, values = ["1"], list[Any]()
     if session_id is not None:
         where.append(
@@ -334,10 +354,12 @@ def spent(
     if since is not None:
         where.append("at >= ?")
         values.append(micros(since))
-    dollars: float = c.execute(
-        f"SELECT total(cost_usd) FROM spending WHERE {' AND '.join(where)}", values
+    billionths: int = c.execute(
+        "SELECT coalesce(sum(CAST(round(cost_usd * 1e9) AS INTEGER)), 0) FROM spending"
+        f" WHERE {' AND '.join(where)}",
+        values,
     ).fetchone()[0]
-    return dollars
+    return billionths / 1e9
 
 
 def _task(row: tuple[Any, ...]) -> Task:

@@ -50,14 +50,13 @@ from aiosd.records import (
     Turn,
     UsageEvent,
 )
-from aiosd.state import lineage, sessions, tasks
+from aiosd.state import tasks
 from aiosd.state.database import Connection, Database
-from aiosd.state.memories import add as add_memories
 from aiosd.tasks import context, steps
 from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import Budget
 from aiosd.tasks.consolidation import Consolidation
-from aiosd.tasks.outcome import outcome
+from aiosd.tasks.outcome import keep, outcome
 from aiosd.tasks.recollection import ACTING, Acting
 from aiosd.tools import policy
 from aiosd.tools.registry import Registry, Ruling
@@ -259,20 +258,26 @@ class Agent:
             written, thought = secrets.stream(), secrets.stream()
             await self._record(self._new(ProgressEvent, **msgspec.structs.asdict(wait)))
 
+        owed = 0.0
+
         async def reserve(usd: float) -> None:
+            nonlocal owed
             await hands.budget.hold(self.session, self.task.task_id, params.max_usd, usd)
+            owed = usd
 
         try:
             reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
             await self._record_reply(secrets.masked(reply), began_at, first_at)
+            owed = 0.0
         except anyio.get_cancelled_exc_class():
             self._broken_off.append("a model's reply")
             raise
         except NoModelFits as exc:
-            if cost := exc.data.get("cost_usd"):  # of replies that broke off
-                await self._record(self._new(UsageEvent, usage=Tokens(), cost_usd=cost))
+            owed = exc.data.get("cost_usd", 0.0)  # of replies that broke off
             raise
         finally:
+            if owed:  # of one that was cancelled, the most that its server can ask for
+                await self._record(self._new(UsageEvent, usage=Tokens(), cost_usd=owed))
             with anyio.CancelScope(shield=True):  # memory only, but for a lock that is never held for long
                 await hands.budget.release(self.task.task_id)
 
@@ -411,7 +416,7 @@ class Agent:
             result = msgspec.structs.replace(result, result=msgspec.json.decode(message.text))
         now = self._clock()
         privacy = context.privacy(self.session, self._turns, self._journal)
-        session_id = self.session.session_id
+        said = (self.params.task, message.text)
         given = {m.memory_id for m in context.recalled(self._journal)}
         quoted = {source.ref for source in result.sources if source.kind == "memory"}
         rests_on = (given if result.generated else quoted) | set(self._acting.recalled)
@@ -427,30 +432,11 @@ class Agent:
             ),
         )
 
-        def keep(c: Connection) -> None:
-            for role, content in (("user", self.params.task), ("assistant", message.text)):
-                if content:
-                    turn = Turn(
-                        role=role,  # type: ignore[arg-type]  # a literal, two lines above
-                        content=content,
-                        created_at=now,
-                        task_id=self.task.task_id,
-                        privacy=privacy,
-                    )
-                    sessions.add_turn(c, session_id, turn)
-            if lineage.are_there(
-                c, rests_on
-            ):  # what was forgotten meanwhile does not come back as a run's memory
-                add_memories(c, [memory])
-                made_from = rests_on | set(lineage.made_in(c, self.task.task_id))
-                origins = [lineage.of_task(self.task.task_id), *map(lineage.of_memory, made_from)]
-                lineage.record(c, {memory.memory_id: origins})
-            sessions.touch(c, session_id, now)
-            tasks.finish(c, self.task.task_id, result=result, error=None)
-
         if answer.stopped:
             self._later(self._new(ProgressEvent, stage="stopped", detail=answer.why))
-        await self._record(self._new(StateEvent, state="completed"), also=keep)
+        await self._record(
+            self._new(StateEvent, state="completed"), also=lambda c: keep(c, result, memory, rests_on, said)
+        )
         self.result = result
         await self._hands.memory.index([memory])
 

@@ -21,8 +21,14 @@ DAY = "budget.day_usd"
 """The setting's name."""
 
 
-ROUNDING_USD = 1e-9
-"""Sums of floats: forty times $0.05 are a little more than $2.00."""
+def billionths(usd: float) -> int:
+    """What is compared: forty floats of $0.05 are a little more than $2.00. The ledger adds up the same."""
+    return math.floor(usd * 1e9 + 0.5)
+
+
+def held(usd: float) -> float:
+    """`usd` in whole billionths, and never less than what any cost up to it is counted as."""
+    return math.ceil(round(usd * 1e9, 3)) / 1e9
 
 
 class Cap(msgspec.Struct, frozen=True):
@@ -41,20 +47,21 @@ def check(usd: float, caps: Sequence[Cap]) -> None:
     for cap in caps:
         if cap.cap_usd is None:
             continue
-        left = cap.cap_usd - cap.spent_usd - cap.held_usd
-        if usd > left + ROUNDING_USD:
+        left = billionths(cap.cap_usd) - billionths(cap.spent_usd) - billionths(cap.held_usd)
+        if billionths(held(usd)) > left:
             raise BudgetExhausted(
-                f"this could cost ${usd:.4f} and the {cap.name}'s cap of ${cap.cap_usd:.2f} has ${max(left, 0):.4f}"
+                f"this could cost ${usd:.4f} and the {cap.name}'s cap of ${cap.cap_usd:.2f} has ${max(left, 0) / 1e9:.4f}"
                 " left; nothing was sent",
                 hint=_raise(cap, usd),
                 cap=cap.name,
-                left_usd=max(left, 0.0),
+                left_usd=max(left, 0) / 1e9,
             )
 
 
 def _raise(cap: Cap, usd: float) -> str:
     """The command that makes room for `usd`, in whole cents."""
-    enough = f"{math.ceil((cap.spent_usd + cap.held_usd + usd - ROUNDING_USD) * 100) / 100:.2f}"
+    needed = billionths(cap.spent_usd) + billionths(cap.held_usd) + billionths(held(usd))
+    enough = f"{math.ceil(needed / 1e7) / 100:.2f}"
     match cap.name:
         case "day":
             return f"aiosctl budget set {enough}"
@@ -105,18 +112,20 @@ class Budget:
             counts = {task_id, session.session_id}
             for up, in_task, in_session in above:
                 counts |= {up.task_id, up.session_id}
-                held = self._holds(up.session_id, but=task_id)
+                in_its_session = self._holds(up.session_id, but=task_id)
                 caps.append(Cap("task", up.task_usd, in_task, self._holds(up.task_id, but=task_id)))
-                caps.append(Cap("session", up.session_usd, in_session, held, up.session_id))
+                caps.append(Cap("session", up.session_usd, in_session, in_its_session, up.session_id))
             check(usd, caps)
-            self._held[task_id] = (frozenset(counts), usd)
+            self._held[task_id] = (frozenset(counts), held(usd))
+        if usd:  # a daemon that is killed in the middle of the dispatch must not forget it
+            await self._database.write(lambda c: tasks.hold(c, task_id, held(usd)))
 
     async def hold_apart(self, holder: str, usd: float) -> None:
         """Sets `usd` of the day aside for a dispatch outside of any session. Raises BudgetExhausted."""
         async with self._lock:
             day, _ = await self._caps(None, but=holder)
             check(usd, [day])
-            self._held[holder] = (frozenset(), usd)
+            self._held[holder] = (frozenset(), held(usd))
 
     async def limits(self, session_id: str | None) -> tuple[Limit, ...]:
         """The day's and this session's. Raises NotFound."""
@@ -163,8 +172,8 @@ class Budget:
             return of_day, ((max_usd, tasks.spent(c, session_id=session_id)),)
 
         of_day, of_session = await self._database.read(read)
-        held = sum((usd for holder, (_, usd) in self._held.items() if holder != but), 0.0)
-        day = Cap("day", self.day_usd, of_day, held)
+        under_way = sum((usd for holder, (_, usd) in self._held.items() if holder != but), 0.0)
+        day = Cap("day", self.day_usd, of_day, under_way)
         in_session = 0.0 if session_id is None else self._holds(session_id, but=but)
         return day, tuple(
             Cap("session", cap, spent, in_session, session_id or "") for cap, spent in of_session

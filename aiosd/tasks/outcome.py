@@ -1,12 +1,15 @@
-"""What came of a task, put together from its journal. Pure."""
+"""What came of a task, put together from its journal, and what of it stays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+import msgspec
 
 from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     Kept,
+    Memory,
     MessageEvent,
     RouteEvent,
     StopReason,
@@ -14,8 +17,12 @@ from aiosd.records import (
     TaskResult,
     TaskState,
     Tokens,
+    Turn,
     UsageEvent,
 )
+from aiosd.state import lineage, sessions, tasks
+from aiosd.state.database import Connection
+from aiosd.state.memories import add as add_memories
 from aiosd.tasks import context
 
 
@@ -52,3 +59,27 @@ def outcome(
         cost_usd=sum(e.cost_usd for e in used),
         decision=routes[-1].decision if routes else None,
     )
+
+
+def keep(
+    c: Connection, result: TaskResult, memory: Memory, rests_on: Collection[str], said: tuple[str, str]
+) -> None:
+    """The result of a completed task, with the turns that its user and its model have `said`, and its `memory`, which
+    was made from the memories that it `rests_on`. Raises NotFound for the task or its session."""
+    turn = Turn(
+        role="user",
+        content=said[0],
+        created_at=memory.created_at,
+        task_id=result.task_id,
+        privacy=memory.privacy,
+    )
+    for each in (turn, msgspec.structs.replace(turn, role="assistant", content=said[1])):
+        if each.content:
+            sessions.add_turn(c, result.session_id, each)
+    if lineage.are_there(c, rests_on):  # what was forgotten meanwhile does not come back as a run's memory
+        add_memories(c, [memory])
+        made_from = {*rests_on, *lineage.made_in(c, result.task_id)}
+        origins = [lineage.of_task(result.task_id), *map(lineage.of_memory, made_from)]
+        lineage.record(c, {memory.memory_id: origins})
+    sessions.touch(c, result.session_id, memory.created_at)
+    tasks.finish(c, result.task_id, result=result, error=None)

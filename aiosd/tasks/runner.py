@@ -212,6 +212,7 @@ class Runner:
     async def recover(self) -> int:
         """Takes up every task that a daemon before this one left open, from where its journal ends. Those that
         asked for approval ask again; those with a call in doubt go on waiting."""
+        await self._hands.database.write(lambda c: tasks.spend_held(c, datetime.now(UTC)))
         left = [(t, *await self._reopen(t)) for t in await self._hands.database.read(tasks.unended)]
         left = [each for each in left if each[0].state != "input_required" or steps.asks(each[2])]
         for task, agent, journal in left:

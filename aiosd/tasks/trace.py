@@ -57,6 +57,7 @@ class _Reading:
         self._calls: dict[str, int] = {}
         self._asked: dict[str, int] = {}
         self._chat = -1
+        self._cost_usd = 0.0
         self._waits_for_user = False
 
     def take(self, event: Kept, before: Sequence[Kept], max_steps: int) -> None:
@@ -101,6 +102,8 @@ class _Reading:
                         "aiosd.cost_usd": event.cost_usd,
                     },
                 )
+                self._cost_usd += event.cost_usd
+                self._chat = -1  # what comes next without a reply is the money of one that never came whole
             case ToolCallEvent(status="in_progress"):
                 named = {"gen_ai.tool.name": event.name, "gen_ai.tool.call.id": event.call_id}
                 self._calls[event.call_id] = self._add(f"execute_tool {event.name}", event.at, None, named)
@@ -134,7 +137,7 @@ class _Reading:
                 "gen_ai.usage.output_tokens": self._sum("gen_ai.usage.output_tokens"),
                 "aiosd.task.number": task.number,
                 "aiosd.task.state": task.state,
-                "aiosd.cost_usd": self._sum("aiosd.cost_usd"),
+                "aiosd.cost_usd": self._cost_usd,
                 **({"error.type": str(task.error.get("code"))} if task.error else {}),
             },
         )
@@ -209,7 +212,7 @@ class _Reading:
         self._describe(place, attributes)
 
     def _describe(self, place: int, attributes: Mapping[str, Any], name: str | None = None) -> None:
-        if place < 0:  # money of a reply that never came whole
+        if place < 0:
             return
         span = self._spans[place]
         self._spans[place] = msgspec.structs.replace(
