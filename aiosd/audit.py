@@ -24,7 +24,7 @@ class Audit:
         self.secrets = secrets
         self._clock = clock
 
-    async def record(
+    def entry(
         self,
         kind: Literal["call", "result", "approval", "egress"],
         what: str,
@@ -32,9 +32,9 @@ class Audit:
         session_id: str | None,
         task_id: str | None = None,
         **detail: Any,
-    ) -> None:
-        """Returns once the entry is on the disk."""
-        entry = self.secrets.masked(
+    ) -> AuditEntry:
+        """To be kept by `keep`, or in a transaction of the caller's own."""
+        return self.secrets.masked(
             AuditEntry(
                 seq=0,
                 at=self._clock(),
@@ -45,4 +45,7 @@ class Audit:
                 detail={name: value for name, value in detail.items() if value is not None},
             )
         )
+
+    async def keep(self, entry: AuditEntry) -> None:
+        """Returns once the entry is on the disk."""
         await self._database.write(lambda c: audit.append(c, entry))

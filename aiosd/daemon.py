@@ -194,7 +194,7 @@ async def _show_life(every_s: float | None) -> None:
 
 
 async def _keep_passage(audit: Audit, passage: Passage) -> None:
-    await audit.record(
+    entry = audit.entry(
         "egress",
         f"{passage.host}:{passage.port}",
         session_id=passage.session_id,
@@ -202,6 +202,7 @@ async def _keep_passage(audit: Audit, passage: Passage) -> None:
         address=passage.address,
         refused=passage.refused,
     )
+    await audit.keep(entry)
 
 
 def _walls(config: Config, paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> Walls:

@@ -42,6 +42,8 @@ class Checked(msgspec.Struct, frozen=True):
 
 def append(c: Connection, *entries: AuditEntry) -> None:
     """Their `seq` and `hash` are given here."""
+    if not entries:
+        return
     last = c.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone() or (0, GENESIS)
     seq, before = last
     for entry in entries:

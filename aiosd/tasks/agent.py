@@ -28,6 +28,7 @@ from aiosd.models.pool import Pool
 from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     ApprovalEvent,
+    AuditEntry,
     CallStatus,
     Event,
     Kept,
@@ -50,7 +51,7 @@ from aiosd.records import (
     Turn,
     UsageEvent,
 )
-from aiosd.state import tasks
+from aiosd.state import audit, tasks
 from aiosd.state.database import Connection, Database
 from aiosd.tasks import context, steps
 from aiosd.tasks.approval import Approvals
@@ -120,6 +121,7 @@ class Agent:
         """Once it is completed and that is kept."""
         self._partial = ""
         self._unkept: tuple[Kept, ...] = ()
+        self._unaudited: list[AuditEntry] = []
         self._broken_off: list[str] = []
         """What was under way when the task was cancelled."""
         self.priority = task.priority
@@ -161,14 +163,12 @@ class Agent:
             raise NotFound(f"task {self.task.number} has no call {call_id!r} in doubt; it has: {asked}")
         if action == "retry":
             settled: Kept = self._tool_call(call, "pending")
+        elif action == "done":
+            said = "The user says that it was done; what it gave is not known."
+            settled = self._tool_result(call, "completed", said)
         else:
-            settled = self._tool_result(
-                call,
-                "completed" if action == "done" else "failed",
-                "The user says that it was done; what it gave is not known."
-                if action == "done"
-                else "The user skipped it; whether it took effect is not known.",
-            )
+            said = "The user skipped it; whether it took effect is not known."
+            settled = self._tool_result(call, "failed", said)
         goes_on = not isinstance(self._next(settled), steps.Doubt)
         await self._record(settled, *([self._new(StateEvent, ahead=1, state="working")] if goes_on else []))
         return goes_on
@@ -307,10 +307,17 @@ class Agent:
 
     async def _call(self, call: ToolUse) -> None:
         """A tool's failure is told to the model, which may do better."""
+
+        async def keep(entry: AuditEntry) -> None:
+            self._unaudited.append(entry)  # for the commits of the journal, which say the same
+            if entry.kind == "call":
+                await self._record(self._tool_call(call, "in_progress"))
+
+        replies = sum(isinstance(event, MessageEvent) for event in self._journal)
         try:
-            self._allow(call)
+            if self.params.tools is not None and call.name not in self.params.tools:
+                raise InvalidState(f"the tool {call.name} was not offered")  # a model may name any
             approved = await self._approved(call)
-            await self._record(self._tool_call(call, "in_progress"))
             result = await self._hands.registry.call(
                 self.session,
                 call.name,
@@ -318,8 +325,9 @@ class Agent:
                 timeout_s=TOOL_S,
                 by="model",
                 task_id=self.task.task_id,
-                call=f"{self._replies()} {call.call_id}",
+                call=f"{replies} {call.call_id}",
                 approved=approved,
+                keep=keep,
             )
             failed, text = result.is_error, "\n".join(block.text for block in result.content)
         except anyio.get_cancelled_exc_class():
@@ -328,9 +336,6 @@ class Agent:
         except AiosError as exc:
             failed, text = True, self._hands.registry.audit.secrets.mask(str(exc))
         await self._record(self._tool_result(call, "failed" if failed else "completed", text))
-
-    def _replies(self) -> int:
-        return sum(isinstance(event, MessageEvent) for event in self._journal)
 
     @property
     def privacy(self) -> Privacy:
@@ -366,8 +371,7 @@ class Agent:
         }
         watched = asked_before or self._hands.broker.is_watched(self.task.task_id)
         if self.params.approve == "never" or not watched:
-            no = self._new(ApprovalEvent, **fields, decision="reject_once", by="nobody")
-            await self._record(no)
+            await self._record(no := self._new(ApprovalEvent, **fields, decision="reject_once", by="nobody"))
             return no
         self._asking += 1
         try:
@@ -384,8 +388,7 @@ class Agent:
             decision=decision or "reject_once",
             by="user" if decision else "timeout",
         )
-        goes_on = [] if self._asking else [self._new(StateEvent, ahead=1, state="working")]
-        await self._record(word, *goes_on)
+        await self._record(word, *([] if self._asking else [self._new(StateEvent, ahead=1, state="working")]))
         return word
 
     def _tool_call(self, call: ToolUse, status: CallStatus) -> ToolCallEvent:
@@ -395,11 +398,6 @@ class Agent:
 
     def _tool_result(self, call: ToolUse, status: CallStatus, text: str) -> ToolResultEvent:
         return self._new(ToolResultEvent, call_id=call.call_id, name=call.name, status=status, text=text)
-
-    def _allow(self, call: ToolUse) -> None:
-        """A model may name any tool; what the run was narrowed to still holds."""
-        if self.params.tools is not None and call.name not in self.params.tools:
-            raise InvalidState(f"the tool {call.name} was not offered")
 
     async def _complete(self, answer: steps.Answer) -> None:
         message = answer.message
@@ -476,11 +474,13 @@ class Agent:
 
         def write(c: Connection) -> None:
             tasks.append(c, *events)
+            audit.append(c, *entries)
             if also is not None:
                 also(c)
 
         self._journal += events  # numbered from here on, as calls run side by side
         events, self._unkept = (*self._unkept, *events), ()
+        entries, self._unaudited = self._unaudited, []
         with anyio.CancelScope(shield=True):  # a commit under way must be told of; it lasts milliseconds
             await self._hands.database.write(write)
         self._hands.broker.publish(*events)

@@ -82,7 +82,7 @@ class Approvals:
 
     async def settled(self, event: ApprovalEvent, session: Session) -> None:
         """Writes down what was decided. Raises PermissionDenied for a no."""
-        await self._audit.record(
+        entry = self._audit.entry(
             "approval",
             event.name,
             session_id=session.session_id,
@@ -93,6 +93,7 @@ class Approvals:
             rule=event.rule,
             why=event.why,
         )
+        await self._audit.keep(entry)
         if event.decision is None or event.decision.startswith("reject"):
             raise PermissionDenied(
                 f"`{event.name}` was not called: {event.why}, and {_NO[event.by or 'user']}"

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from aiosd.errors import (
     RateLimited,
     ToolFailed,
 )
-from aiosd.records import Session, Tool, ToolResult
+from aiosd.records import AuditEntry, Session, Tool, ToolResult
 from aiosd.tools import limits, policy
 from aiosd.tools.egress import Egress
 from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles, Walls
@@ -187,9 +187,11 @@ class Registry:
         task_id: str | None = None,
         approved: Ruling | None = None,
         call: str | None = None,
+        keep: Callable[[AuditEntry], Awaitable[None]] | None = None,
     ) -> ToolResult:
         """What the tool gave; where the tool itself raised, a result with `is_error`. Cancelling kills the call. `task_id`
-        and `call` are those of a Caller.
+        and `call` are those of a Caller. `keep` writes the audit log in commits of the caller's own: that of the call
+        before it returns.
 
         What asks needs to be `approved`, unless it is the owner who calls. Raises NotFound, PermissionDenied,
         RateLimited, InvalidParams (which costs no rate), DeadlineExceeded, ToolFailed, Overloaded, InvalidState.
@@ -198,7 +200,8 @@ class Registry:
         refused = _refusal(session, ruling, by, approved)
         digest = hashlib.sha256(msgspec.json.encode(arguments, order="sorted")).hexdigest()
         ids = {"session_id": session.session_id, "task_id": task_id}
-        await self.audit.record(
+        keep = keep or self.audit.keep
+        entry = self.audit.entry(
             "call",
             name,
             **ids,
@@ -212,6 +215,7 @@ class Registry:
             else [subject.text[:SHOWN] for subject in ruling.about or ()] or None,
             arguments_sha256=digest,
         )
+        await keep(entry)
         if refused:
             raise PermissionDenied(refused, hint=f"aiosctl tool explain {session.session_id[:8]} {name}")
         status, began = "cancelled", time.monotonic()
@@ -227,8 +231,9 @@ class Registry:
             raise
         finally:
             tally.TOOL_CALLS.add(time.monotonic() - began, name, status)
-            with anyio.move_on_after(KEEP_S, shield=True):
-                await self.audit.record("result", name, **ids, status=status, arguments_sha256=digest)
+            entry = self.audit.entry("result", name, **ids, status=status, arguments_sha256=digest)
+            with anyio.move_on_after(KEEP_S, shield=True):  # a cancelled caller may write nothing any more
+                await (self.audit.keep if status == "cancelled" else keep)(entry)
 
     # --- calls -----------------------------------------------------------------------------------------
 
