@@ -100,6 +100,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 memory_tools(memory),
                 audit,
                 outputs=paths.state / "outputs",
+                versions=paths.state / "tools",
                 walls=_walls(config, paths, socket_path, environ),
                 egress=egress,
                 mcp=mcp,

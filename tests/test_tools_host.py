@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -31,6 +32,7 @@ from aiosd.records import Session, ToolResult
 from aiosd.secrets import Secrets
 from aiosd.state.database import open_database
 from aiosd.tools import host, registry, results
+from aiosd.tools.hosts import MAX_CALLS, Walls
 from aiosd.tools.kernel import KernelTool, kernel_tool
 from aiosd.tools.outputs import MAX_FILES
 from aiosd.tools.registry import Registry, open_registry
@@ -161,6 +163,16 @@ def world() -> dict:
             "fds": fds, "path": sys.path, "modules": [m for m in ("anyio", "pydantic", "openai", "sqlite3") if m in sys.modules],
             "opened": opened.closed, "pid": os.getpid(), "ppid": os.getppid(), "bytecode": sys.dont_write_bytecode}
 
+@tool(permissions=["*"])
+def crowd(number: int) -> int:
+    """How many calls are here at once."""
+    mine = Path(f"here-{number}")
+    mine.touch()
+    time.sleep(0.2)
+    together = len(list(Path().glob("here-*")))
+    mine.unlink()
+    return together
+
 @tool(permissions=["write"], rate_limit=2)
 def limited(text: str) -> str:
     return text
@@ -212,7 +224,7 @@ def open_(tmp_path: Path) -> Open:
         workspaces = lambda s: Path(s.workspace or tmp_path / "workspaces" / s.session_id)
         async with open_database(tmp_path / "audit.db") as database:
             audit = Audit(database, Secrets(Config(), {}))
-            options = {"outputs": tmp_path / "outputs"} | options
+            options = {"outputs": tmp_path / "outputs", "versions": tmp_path / "versions"} | options
             async with open_registry(folders, workspaces, kernel or {}, audit, **options) as opened:
                 yield opened
 
@@ -295,6 +307,35 @@ async def test_of_a_long_output_the_ends_are_shown_and_all_of_it_is_kept(tools: 
         kept = kept_in(note).read_text()
         assert kept == whole and kept.endswith(tail)
     assert text(await call(tools, "returns", what="euros")) == "€" * 50_000  # as many as a model is shown
+
+
+async def test_calls_of_one_host_wait_for_their_turn(tools: Registry) -> None:
+    seen: list[int] = []
+
+    async def one(number: int) -> None:
+        seen.append(int(text(await call(tools, "crowd", number=number))))
+
+    async with anyio.create_task_group() as together:
+        for number in range(3 * MAX_CALLS):
+            together.start_soon(one, number)
+    assert len(seen) == 3 * MAX_CALLS and 1 < max(seen) <= MAX_CALLS
+
+
+async def test_a_turn_that_does_not_come_is_told_apart_from_a_slow_tool(
+    tools: Registry, tmp_path: Path
+) -> None:
+    fifos = [tmp_path / "workspaces" / "s1" / f"fifo{number}" for number in range(MAX_CALLS)]
+    fifos[0].parent.mkdir(parents=True)
+    async with anyio.create_task_group() as together:
+        for fifo in fifos:
+            os.mkfifo(fifo)
+            together.start_soon(partial(call, tools, "hangs", how="sleep", fifo=str(fifo)))
+        for fifo in fifos:
+            await anyio.to_thread.run_sync(fifo.read_text)  # it is at work
+        with pytest.raises(DeadlineExceeded, match=f"{MAX_CALLS} other calls of the session were at work"):
+            await call(tools, "echo", text="a", timeout_s=0.2)
+        together.cancel_scope.cancel()
+    assert text(await call(tools, "echo", text="a")) == "a"
 
 
 async def test_what_is_kept_of_an_output_has_an_end_that_is_told(tools: Registry) -> None:
@@ -739,6 +780,58 @@ async def test_a_changed_file_is_seen_by_the_next_list_and_the_next_call(open_: 
         assert "more" in {tool.name for tool in await tools.list()}
         assert text(await call(tools, "good")) == "better"
         file.unlink()
+        with pytest.raises(NotFound):
+            await call(tools, "good")
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("def broken(:\n", "SyntaxError"),
+        ("import os\nos._exit(0)\n", "importing it ended the process with status 0"),
+        ("from aiosd.tools import tool\n@tool\ndef bare(x): ...\n", "parameter `x` has no annotation"),
+    ],
+)
+async def test_where_a_changed_file_is_broken_its_last_good_version_goes_on(
+    open_: Open, tmp_path: Path, broken: str, why: str
+) -> None:
+    file = tmp_path / "tools" / "good.py"
+    where = f"{GOOD}\n@tool(permissions=['*'])\ndef where() -> str:\n    return __file__\n"
+    file.write_text(where)
+    walls = Walls(hidden=(tmp_path / "versions",))  # as the daemon has it
+    async with open_(walls=walls) as tools:
+        assert text(await call(tools, "good")) == "good"
+        file.write_text(broken)
+        assert text(await call(tools, "good")) == "good"
+        assert text(await call(tools, "where")) == str(file)
+        (problem,) = await tools.problems()
+        assert problem.file == str(file) and why in problem.error
+        assert re.search(r"; its version of \d{4}-\d\d-\d\d \d\d:\d\d UTC goes on$", problem.error)
+    async with open_(walls=walls) as tools:  # also in the next daemon
+        assert text(await call(tools, "good")) == "good"
+        file.write_text(where.replace("'good'", "'better'"))
+        assert text(await call(tools, "good")) == "better"
+        assert await tools.problems() == ()
+        file.write_text(broken)
+        assert text(await call(tools, "good")) == "better"
+        file.unlink()
+        assert await tools.problems() == ()
+        with pytest.raises(NotFound):
+            await call(tools, "good")
+
+
+async def test_a_good_version_that_needs_what_is_gone_is_not_said_to_go_on(
+    open_: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "tools" / "_shared.py").write_text("value = 1\n")
+    file = tmp_path / "tools" / "good.py"
+    file.write_text(f"import _shared\n{GOOD}")
+    async with open_() as tools:
+        assert text(await call(tools, "good")) == "good"
+        file.write_text("def broken(:\n")
+        (tmp_path / "tools" / "_shared.py").unlink()
+        (problem,) = await tools.problems()
+        assert "SyntaxError" in problem.error and "goes on" not in problem.error
         with pytest.raises(NotFound):
             await call(tools, "good")
 

@@ -378,6 +378,7 @@ def main() -> None:
         folders,
         careful=CAREFUL in sys.argv,
         only=plan.only,
+        instead=plan.instead,
         commands=plan.commands,
         searxng_url=plan.searxng_url,
     )

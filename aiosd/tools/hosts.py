@@ -13,7 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from aiosd.child import Child, open_child
-from aiosd.errors import InvalidState, Overloaded
+from aiosd.errors import DeadlineExceeded, InvalidState, Overloaded
 from aiosd.records import Command, Session
 from aiosd.tools.egress import Egress
 from aiosd.tools.outputs import Outputs
@@ -22,6 +22,9 @@ from aiosd.tools.wire import CAREFUL
 
 MAX_HOSTS = 8
 """Sessions whose hosts are kept at once: each costs some 10 MB."""
+
+MAX_CALLS = 16
+"""Calls of one host that are at work at once; the others wait for their turn. Each is a process, of 128 in all."""
 
 IDLE_S = 300.0
 """Starting a host again costs less than keeping one that nobody uses."""
@@ -52,6 +55,8 @@ class UserFiles(msgspec.Struct, frozen=True):
     careful: bool
 
     walls: Walls
+    instead: dict[str, str] = msgspec.field(default_factory=dict)
+    """Copies of good versions, by the file that is broken."""
 
     def argv(
         self,
@@ -70,6 +75,7 @@ class UserFiles(msgspec.Struct, frozen=True):
             folders=tuple(map(str, self.folders)),
             hidden=tuple(map(str, self.walls.hidden)),
             only=only,
+            instead=self.instead,
             commands=self.walls.commands,
             searxng_url=self.walls.searxng_url,
             out=out,
@@ -95,6 +101,8 @@ class _Host:
         self.files = files
         self.network = network
         self.calls = 0
+        """At work or waiting for their turn."""
+        self.turns = anyio.Semaphore(MAX_CALLS)
         self.child: Child | None = None
         self.ready = anyio.Event()
         self.unwanted = anyio.Event()
@@ -122,10 +130,12 @@ class Hosts:
     @asynccontextmanager
     async def use(
         self, session: Session, files: UserFiles, network: Network, *, timeout_s: float
-    ) -> AsyncIterator[Child]:
-        """The session's host; a new one if it was started for other files and nobody uses it.
+    ) -> AsyncIterator[tuple[Child, float]]:
+        """The session's host, and the seconds that are left of `timeout_s` after waiting for a turn in it; a new one if it
+        was started for other files and nobody uses it.
 
-        Raises InvalidState without a workspace, Overloaded when all hosts are busy for `timeout_s`.
+        Raises InvalidState without a workspace, Overloaded when all hosts are busy for `timeout_s`, DeadlineExceeded when
+        this one is.
         """
         host = await self._host(session, files, network, timeout_s)
         host.calls += 1
@@ -133,7 +143,11 @@ class Hosts:
             await host.ready.wait()
             if host.child is None:
                 raise InvalidState("the session's tools were ended before they had started")
-            yield host.child
+            left_s = await _turn(host, timeout_s)
+            try:
+                yield host.child, left_s
+            finally:
+                host.turns.release()
         finally:
             host.calls -= 1
             if not host.calls:
@@ -209,6 +223,21 @@ class Hosts:
             return
         with self._egress.expect(hosts, session_id=session.session_id) as key:
             yield Out(str(self._egress.path), key)
+
+
+async def _turn(host: _Host, timeout_s: float) -> float:
+    """Takes one of the host's turns; the seconds that are left. Raises DeadlineExceeded."""
+    try:
+        host.turns.acquire_nowait()
+    except anyio.WouldBlock:
+        until = anyio.current_time() + timeout_s
+        with anyio.move_on_after(timeout_s) as patience:
+            await host.turns.acquire()
+        if patience.cancelled_caught:
+            why = f"{MAX_CALLS} other calls of the session were at work for all of {timeout_s:g} s"
+            raise DeadlineExceeded(why) from None
+        return max(0.0, until - anyio.current_time())
+    return timeout_s
 
 
 def _workspace(session: Session, folder: Path, hidden: Sequence[Path]) -> Path:

@@ -43,6 +43,7 @@ def load(
     *,
     careful: bool = False,
     only: Collection[str] | None = None,
+    instead: Mapping[str, str] = MappingProxyType({}),
     commands: Mapping[str, Command] = MappingProxyType({}),
     searxng_url: str | None = None,
 ) -> tuple[dict[str, Loaded], tuple[Problem, ...]]:
@@ -50,7 +51,7 @@ def load(
 
     `careful` tries each file in a process of its own first. It is for when loading has ended the host, which no
     exception can prevent: os._exit(), a crash or an endless loop in native code. `only` names the files that are
-    loaded, where not all are; with `searxng_url` there is a web_search.
+    loaded, where not all are; `instead` the copies that stand for some; with `searxng_url` there is a web_search.
     """
     tools: dict[str, Loaded] = {}
     problems: list[Problem] = []
@@ -65,17 +66,20 @@ def load(
         for path in sorted(folder.glob("*.py")):
             if not path.name.startswith("_") and (only is None or str(path) in only):
                 name = f"aiosd_tools_{number}_{path.stem}"
-                if careful and (why := _deadly(path, name)):
+                source = Path(instead.get(str(path), path))
+                if careful and (why := _deadly(path, source, name)):
                     problems.append(Problem(file=str(path), line=None, error=why))
                 else:
-                    _load_file(path, name, tools, problems)
+                    _load_file(path, source, name, tools, problems)
     return tools, tuple(problems)
 
 
-def _load_file(path: Path, name: str, tools: dict[str, Loaded], problems: list[Problem]) -> None:
+def _load_file(
+    path: Path, source: Path, name: str, tools: dict[str, Loaded], problems: list[Problem]
+) -> None:
     try:
         with _time_limit():
-            module = _import(path, name)
+            module = _import(path, source, name)
     except BaseException as exc:  # noqa: BLE001 - it may also call sys.exit(); the other files still load
         sys.modules.pop(name, None)
         traceback.print_exc()
@@ -84,23 +88,24 @@ def _load_file(path: Path, name: str, tools: dict[str, Loaded], problems: list[P
         _collect(module, tools, problems)
 
 
-def _import(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
+def _import(path: Path, source: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look their own module up there
     spec.loader.exec_module(module)
     return module
 
 
-def _deadly(path: Path, name: str) -> str | None:
+def _deadly(path: Path, source: Path, name: str) -> str | None:
     """How importing the file ends a process; None if it does not, though it may raise."""
     receiving, sending = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         try:
             os.setsid()
-            _import(path, name)
+            _import(path, source, name)
         finally:
             os.write(sending, b"alive")
             os._exit(0)

@@ -41,6 +41,7 @@ from aiosd.tools.mcp import McpServers
 from aiosd.tools.outputs import Outputs
 from aiosd.tools.policy import Verdict
 from aiosd.tools.subjects import PATHS, Place, Subject, Unclear, subjects
+from aiosd.tools.versions import Versions, told
 from aiosd.tools.wire import Call, Description, Problem
 
 START_S = 30.0
@@ -76,18 +77,19 @@ async def open_registry(
     audit: Audit,
     *,
     outputs: Path,
+    versions: Path,
     walls: Walls = Walls(),  # noqa: B008 - it is frozen
     max_hosts: int = MAX_HOSTS,
     egress: Egress | None = None,
     mcp: McpServers | None = None,
 ) -> AsyncIterator[Registry]:
     """`folders` hold the user's files, and need not exist; `workspaces` gives a session's folder; in `outputs` long ones are
-    kept. Without `egress` there is no network for any tool."""
+    kept, in `versions` the files that have loaded. Without `egress` there is no network for any tool."""
     kept = Outputs(outputs)
     async with anyio.create_task_group() as tasks:
         hosts = Hosts(tasks, workspaces, kept, max_hosts, egress)
         try:
-            yield Registry(folders, workspaces, hosts, kept, kernel, audit, walls, mcp)
+            yield Registry(folders, workspaces, hosts, kept, Versions(versions), kernel, audit, walls, mcp)
         finally:
             hosts.close()
 
@@ -99,6 +101,7 @@ class Registry:
         workspaces: Callable[[Session], Path],
         hosts: Hosts,
         outputs: Outputs,
+        versions: Versions,
         kernel: Mapping[str, KernelTool],
         audit: Audit,
         walls: Walls,
@@ -110,6 +113,7 @@ class Registry:
         self.audit = audit
         self._hosts = hosts
         self._outputs = outputs
+        self._versions = versions
         self._kernel = {entry.tool.name: entry for entry in kernel.values()}
         self._tools: dict[str, Tool] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -263,8 +267,10 @@ class Registry:
         self, session: Session, files: UserFiles, tool: Tool, arguments: Mapping[str, Any], timeout_s: float
     ) -> ToolResult:
         name = tool.name
-        call = Call(name=name, arguments=msgspec.Raw(msgspec.json.encode(arguments)), timeout_s=timeout_s)
-        async with self._hosts.use(session, files, self._network(tool), timeout_s=timeout_s) as child:
+        given = msgspec.Raw(msgspec.json.encode(arguments))
+        using = self._hosts.use(session, files, self._network(tool), timeout_s=timeout_s)
+        async with using as (child, left_s):
+            call = Call(name=name, arguments=given, timeout_s=left_s)
             # The host keeps the deadline and says so; this is for a host that does not start or hangs itself.
             with anyio.move_on_after(START_S + timeout_s):
                 try:
@@ -311,19 +317,35 @@ class Registry:
         if self._files is None or self._files.stamp != stamp:
             async with self._describing:  # the others wait for the one answer; it has a deadline
                 if self._files is None or self._files.stamp != stamp:
-                    files = UserFiles(self._folders, stamp, careful=False, walls=self._walls)
-                    try:
-                        description = await _ask(files)
-                    except ToolFailed:
-                        files = UserFiles(self._folders, stamp, careful=True, walls=self._walls)
-                        description = await _ask(files)
+                    self._files, description = await self._describe(stamp)
                     self._learn(description)
-                    self._files = files
         if self._mcp is None:
             return self._tools, self._files
         await self._mcp.meet()
         others = {name: entry.tool for name, entry in self._mcp.tools().items()}
         return others | self._tools, self._files
+
+    async def _describe(self, stamp: tuple[tuple[str, int, int], ...]) -> tuple[UserFiles, Description]:
+        """What there is in the files; where one is broken, in its last good version."""
+        versions = self._versions
+        sources = await anyio.to_thread.run_sync(versions.sources, self._folders)
+        files = UserFiles(self._folders, stamp, careful=False, walls=self._walls)
+        try:
+            first = await _ask(files)
+        except ToolFailed:
+            files = msgspec.structs.replace(files, careful=True)
+            first = await _ask(files)
+        broken = {problem.file for problem in first.problems}
+        await anyio.to_thread.run_sync(versions.keep, sources, broken)
+        instead = await anyio.to_thread.run_sync(versions.instead, broken)
+        if not instead:
+            return files, first
+        with_copies = msgspec.structs.replace(files, instead=instead)
+        try:
+            second = await _ask(with_copies)
+        except ToolFailed:  # they were good with what else there was then
+            return files, first
+        return with_copies, msgspec.structs.replace(second, problems=told(first, second, instead))
 
     def _learn(self, description: Description) -> None:
         tools = {tool.name: tool for tool in description.tools}

@@ -137,6 +137,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon's own files."""
     only: tuple[str, ...] | None = None
     """The files that are loaded of these folders; None for all."""
+    instead: dict[str, str] = msgspec.field(default_factory=dict)
+    """Copies that are loaded for files of these folders."""
     commands: dict[str, Command] = msgspec.field(default_factory=dict)
     """Tools of the config."""
     searxng_url: str | None = None
@@ -150,7 +152,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Those that are tried; tests leave some out. NONE runs nothing."""
 
     def room(self) -> Room:
-        read = [*_python(), *map(Path, self.folders)]
+        read = [*_python(), *map(Path, self.folders), *map(Path, self.instead.values())]
         if self.outputs is not None:
             read.append(Path(self.outputs))
         write: list[Path] = []
