@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
 import msgspec
 import pytest
 
-from aiosd.errors import NotFound
+from aiosd.errors import AiosError, NotFound
 from aiosd.protocol.memory import (
     Lineage,
     MemoryContext,
@@ -20,6 +25,8 @@ from aiosd.protocol.tasks import TaskGet, TaskList
 from aiosd.records import Memory, Session
 from aiosd.state import lineage
 from tests.daemon import Daemon
+from tests.doubles.http_double import Script
+from tests.doubles.ollama_double import OllamaDouble
 
 SECRET = "the deploy host is falcon-7"
 
@@ -94,6 +101,49 @@ def test_forgetting_takes_what_was_made_of_it_and_leaves_its_text_in_no_file(dae
     assert not any("falcon" in memory.content for memory in found)
     daemon.stop()
     assert files_with(daemon, "falcon-7") == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("by_tool", [True, False])
+@pytest.mark.parametrize("last", [Script(text=("It is falcon-7.",)), Script(status=400)])
+async def test_what_is_forgotten_while_a_run_is_open_is_in_no_file_once_it_ends(
+    tmp_path: Path, last: Script, by_tool: bool
+) -> None:
+    """The model is given the secret by its memories or by a tool, which repeats it; then it is forgotten, then the
+    model answers."""
+    asked = 0
+
+    def choose(body: dict[str, Any]) -> Script:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            call = (
+                ("recall", '{"query": "deploy host"}')
+                if by_tool
+                else ("remember", f'{{"content": "{SECRET}"}}')
+            )
+            return Script(text=("falcon-7?",), calls=(call,))
+        assert SECRET in str(body["messages"])
+        assert forgotten(daemon, query="falcon-7", user_id="ann") == (1 if by_tool else 2)
+        return last
+
+    async with OllamaDouble() as model:
+        config = f'[models.backends.here]\nkind = "ollama"\nmodel = "small"\nurl = "{model.url}"\n'
+        daemon = Daemon(tmp_path / "home", config=config)
+        model.choose = choose
+
+        def live() -> None:
+            with daemon:
+                session = daemon.session(user_id="ann")
+                remembered(daemon, session, SECRET)
+                task = "Say what I told you." if by_tool else "What is the deploy host, falcon-7 or not?"
+                with suppress(AiosError):  # the model of one half of these fails
+                    daemon.run(session, task)
+                (run,) = daemon.call(TaskList(session_id=session.session_id)).tasks
+                assert run.task == lineage.FORGOTTEN and asked == 2
+                assert memories(daemon, "ann") == [] and files_with(daemon, "falcon-7") == []
+
+        await anyio.to_thread.run_sync(live)
 
 
 def test_the_record_of_a_run_stays_without_what_was_forgotten(daemon: Daemon) -> None:

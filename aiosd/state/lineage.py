@@ -62,10 +62,12 @@ def origins(c: Connection, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def made_in(c: Connection, task_id: str) -> tuple[str, ...]:
-    """Ids of the memories that were made in this run."""
-    rows = c.execute("SELECT memory_id FROM lineage WHERE origin = ?", (of_task(task_id),))
-    return tuple(row[0] for row in rows)
+def add_run(c: Connection, task_id: str, memory: Memory, rests_on: Collection[str]) -> None:
+    """Keeps what a run leaves as a memory of itself, made from these and from the memories that were made in it."""
+    made = c.execute("SELECT memory_id FROM lineage WHERE origin = ?", (of_task(task_id),)).fetchall()
+    made_from = {*rests_on, *(memory_id for (memory_id,) in made)}
+    memories.add(c, [memory])
+    record(c, {memory.memory_id: [of_task(task_id), *map(of_memory, made_from)]})
 
 
 def memories_of_runs(c: Connection, task_ids: Sequence[str]) -> list[Memory]:
@@ -78,12 +80,9 @@ def memories_of_runs(c: Connection, task_ids: Sequence[str]) -> list[Memory]:
     return memories.texts(c, [row[0] for row in rows])
 
 
-def are_there(c: Connection, ids: Collection[str]) -> bool:
-    """Whether none of these has been forgotten."""
-    (count,) = c.execute(
-        "SELECT count(*) FROM memories WHERE memory_id IN (SELECT value FROM json_each(?))", (_json(ids),)
-    ).fetchone()
-    return bool(count == len(set(ids)))
+def least_trust(c: Connection, ids: Collection[str]) -> float:
+    """Of these that are there; 1.0 without any."""
+    return min((memory.trust for memory in memories.texts(c, list(ids))), default=1.0)
 
 
 def ancestors(c: Connection, memory: Memory) -> tuple[tuple[Memory, ...], tuple[Task, ...], tuple[Turn, ...]]:
@@ -155,9 +154,28 @@ def erase(c: Connection, ids: Sequence[str]) -> int:
         " AND json_extract(given.value, '$.memory_id') IN (SELECT value FROM json_each(?))",
         (_json(ids),),
     ).fetchall()
-    for (task_id,) in given:
+    # A run that failed or was cancelled has no memory of its own that would name what its tools gave it.
+    given += c.execute(
+        "SELECT DISTINCT task_id FROM tasks JOIN events USING (task_id), json_each(body, '$.sources') AS given"
+        " WHERE tasks.state IN ('failed', 'cancelled') AND kind = 'tool_result' AND body LIKE '%\"sources\":[{%'"
+        " AND json_extract(given.value, '$.ref') IN (SELECT value FROM json_each(?))",
+        (_json(ids),),
+    ).fetchall()
+    for (task_id,) in set(given):
         _take_away(c, task_id, set(ids))
     return memories.delete(c, ids)
+
+
+def catch_up(c: Connection, task_id: str, given: Collection[str], rests_on: Collection[str]) -> bool:
+    """Does for a run that has just ended what `erase` would have done, had it ended before: some of the memories that
+    it was `given` may have been forgotten. True where its answer rests on one of those, and is blanked with it."""
+    gone = set(given) - memories.there(c, list(given))
+    if not gone.isdisjoint(rests_on):
+        _blank(c, task_id)
+        return True
+    if gone:
+        _take_away(c, task_id, gone)
+    return False
 
 
 def _blank(c: Connection, task_id: str) -> None:

@@ -38,6 +38,7 @@ from aiosd.records import (
     RouteEvent,
     ScoredMemory,
     Session,
+    Source,
     StateEvent,
     Task,
     TaskResult,
@@ -125,7 +126,6 @@ class Agent:
         self._broken_off: list[str] = []
         """What was under way when the task was cancelled."""
         self.priority = task.priority
-        self._acting = Acting(task.task_id)
         self._asking = 0
         """Calls that wait for the user's word."""
         self._repeatable: frozenset[str] = frozenset()
@@ -138,7 +138,6 @@ class Agent:
 
     async def run(self) -> None:
         """Works until the task has an outcome, or needs the user, and keeps that. A bug rises."""
-        ACTING.set(self._acting)
         try:
             with anyio.fail_after(self.params.timeout_s):
                 answer = await self._work()
@@ -307,6 +306,8 @@ class Agent:
 
     async def _call(self, call: ToolUse) -> None:
         """A tool's failure is told to the model, which may do better."""
+        acting = Acting(self.task.task_id)
+        ACTING.set(acting)  # each call is a task of its own, so it is set for this one alone
 
         async def keep(entry: AuditEntry) -> None:
             self._unaudited.append(entry)  # for the commits of the journal, which say the same
@@ -335,7 +336,9 @@ class Agent:
             raise
         except AiosError as exc:
             failed, text = True, self._hands.registry.audit.secrets.mask(str(exc))
-        await self._record(self._tool_result(call, "failed" if failed else "completed", text))
+        result_event = self._tool_result(call, "failed" if failed else "completed", text)
+        sources = tuple(Source(kind="memory", ref=id, text="") for id in acting.memories)
+        await self._record(msgspec.structs.replace(result_event, sources=sources))
 
     @property
     def privacy(self) -> Privacy:
@@ -415,9 +418,9 @@ class Agent:
         now = self._clock()
         privacy = context.privacy(self.session, self._turns, self._journal)
         said = (self.params.task, message.text)
-        given = {m.memory_id for m in context.recalled(self._journal)}
+        given = context.given(self._journal)
         quoted = {source.ref for source in result.sources if source.kind == "memory"}
-        rests_on = (given if result.generated else quoted) | set(self._acting.recalled)
+        rests_on = given if result.generated else quoted | context.by_tools(self._journal)
         memory = self._hands.memory.record(
             self.session,
             f"Task: {self.params.task}\nResult: {message.text[:REMEMBERED_CHARS]}",
@@ -425,17 +428,19 @@ class Agent:
             source=f"task:{self.task.task_id}",
             privacy=privacy,
             created_at=now,
-            trust=min(
-                context.trust(self.params, self._journal, rests_on), *self._acting.recalled.values(), 1.0
-            ),
+            trust=context.trust(self.params, self._journal, rests_on),
         )
 
         if answer.stopped:
             self._later(self._new(ProgressEvent, stage="stopped", detail=answer.why))
-        await self._record(
-            self._new(StateEvent, state="completed"), also=lambda c: keep(c, result, memory, rests_on, said)
+        forgotten = await self._record(
+            self._new(StateEvent, state="completed"),
+            also=lambda c: keep(c, result, memory, rests_on, said, self._journal),
         )
-        self.result = result
+        self.result = result  # who waits is told what the ledger may have forgotten already
+        if forgotten:
+            await self._hands.database.scrub()
+            return
         await self._hands.memory.index([memory])
 
     async def cancel(self, below: Sequence[Task]) -> None:
@@ -453,10 +458,14 @@ class Agent:
         )
         wire = exc.to_wire()
         wire["data"] = wire.get("data", {}) | {"result": msgspec.to_builtins(result)}
-        await self._record(
-            self._new(StateEvent, state=state),
-            also=lambda c: tasks.finish(c, self.task.task_id, result=None, error=wire),
-        )
+        given = context.given(self._journal)
+
+        def keep(c: Connection) -> bool:
+            tasks.finish(c, self.task.task_id, result=None, error=wire)
+            return lineage.catch_up(c, self.task.task_id, given, given)
+
+        if await self._record(self._new(StateEvent, state=state), also=keep):
+            await self._hands.database.scrub()
 
     def _new(self, cls: type[E], *, ahead: int = 0, **fields: Any) -> E:
         """The next event, or the one `ahead` of it in the same commit. A delta carries the last kept number."""
@@ -469,18 +478,18 @@ class Agent:
         self._journal += events
         self._unkept += events
 
-    async def _record(self, *events: Kept, also: Callable[[Connection], None] | None = None) -> None:
-        """On the disk first, then in the journal and told to watchers."""
+    async def _record(self, *events: Kept, also: Callable[[Connection], bool | None] | None = None) -> bool:
+        """On the disk first, then in the journal and told to watchers; what `also` gave."""
 
-        def write(c: Connection) -> None:
+        def write(c: Connection) -> bool:
             tasks.append(c, *events)
             audit.append(c, *entries)
-            if also is not None:
-                also(c)
+            return bool(also and also(c))
 
         self._journal += events  # numbered from here on, as calls run side by side
         events, self._unkept = (*self._unkept, *events), ()
         entries, self._unaudited = self._unaudited, []
         with anyio.CancelScope(shield=True):  # a commit under way must be told of; it lasts milliseconds
-            await self._hands.database.write(write)
+            given = await self._hands.database.write(write)
         self._hands.broker.publish(*events)
+        return given

@@ -102,6 +102,17 @@ def recalled(journal: Sequence[Kept]) -> tuple[ScoredMemory, ...]:
     return next((e.memories for e in journal if isinstance(e, ProgressEvent) and e.stage == "recalled"), ())
 
 
+def given(journal: Sequence[Kept]) -> frozenset[str]:
+    """Ids of the memories that the task has read so far, or made."""
+    return by_tools(journal) | {memory.memory_id for memory in recalled(journal)}
+
+
+def by_tools(journal: Sequence[Kept], tool: str | None = None) -> frozenset[str]:
+    """Ids of the memories that the task's tools, or this one, gave it or made."""
+    results = (e for e in journal if isinstance(e, ToolResultEvent) and tool in (None, e.name))
+    return frozenset(source.ref for e in results for source in e.sources if source.kind == "memory")
+
+
 def privacy(session: Session, turns: Sequence[Turn], journal: Sequence[Kept]) -> Privacy:
     """Of what the task's models have written so far: the strictest of what they were sent."""
     if session.privacy == "local":
@@ -121,8 +132,8 @@ def privacy(session: Session, turns: Sequence[Turn], journal: Sequence[Kept]) ->
 def trust(params: SessionRun, journal: Sequence[Kept], rests_on: Collection[str]) -> float:
     """In what the task answered: the least of what it read, `rests_on` being the memories among that."""
     read = [m.trust for m in recalled(journal) if m.memory_id in rests_on]
-    by_tools = any(isinstance(e, ToolResultEvent) and e.name not in OWN_TOOLS for e in journal)
-    return min([*read, FOREIGN_TRUST] if by_tools or params.inputs else read, default=1.0)
+    foreign = any(isinstance(e, ToolResultEvent) and e.name not in OWN_TOOLS for e in journal)
+    return min([*read, FOREIGN_TRUST] if foreign or params.inputs else read, default=1.0)
 
 
 def as_data(content: str, trust: float) -> str:

@@ -22,7 +22,6 @@ from aiosd.records import (
 )
 from aiosd.state import lineage, sessions, tasks
 from aiosd.state.database import Connection
-from aiosd.state.memories import add as add_memories
 from aiosd.tasks import context
 
 
@@ -62,10 +61,20 @@ def outcome(
 
 
 def keep(
-    c: Connection, result: TaskResult, memory: Memory, rests_on: Collection[str], said: tuple[str, str]
-) -> None:
+    c: Connection,
+    result: TaskResult,
+    memory: Memory,
+    rests_on: Collection[str],
+    said: tuple[str, str],
+    journal: Sequence[Kept],
+) -> bool:
     """The result of a completed task, with the turns that its user and its model have `said`, and its `memory`, which
-    was made from the memories that it `rests_on`. Raises NotFound for the task or its session."""
+    was made from the memories that it `rests_on`; True where one of those was forgotten meanwhile, and all this with
+    it. Raises NotFound for the task or its session."""
+    sessions.touch(c, result.session_id, memory.created_at)
+    tasks.finish(c, result.task_id, result=result, error=None)
+    if lineage.catch_up(c, result.task_id, context.given(journal), rests_on):
+        return True
     turn = Turn(
         role="user",
         content=said[0],
@@ -76,10 +85,6 @@ def keep(
     for each in (turn, msgspec.structs.replace(turn, role="assistant", content=said[1])):
         if each.content:
             sessions.add_turn(c, result.session_id, each)
-    if lineage.are_there(c, rests_on):  # what was forgotten meanwhile does not come back as a run's memory
-        add_memories(c, [memory])
-        made_from = {*rests_on, *lineage.made_in(c, result.task_id)}
-        origins = [lineage.of_task(result.task_id), *map(lineage.of_memory, made_from)]
-        lineage.record(c, {memory.memory_id: origins})
-    sessions.touch(c, result.session_id, memory.created_at)
-    tasks.finish(c, result.task_id, result=result, error=None)
+    trust = min(memory.trust, lineage.least_trust(c, context.by_tools(journal, "recall")))
+    lineage.add_run(c, result.task_id, msgspec.structs.replace(memory, trust=trust), rests_on)
+    return False

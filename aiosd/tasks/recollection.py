@@ -16,11 +16,11 @@ from aiosd.tools.kernel import KernelTool, kernel_tool
 
 
 class Acting(msgspec.Struct):
-    """The run that calls these tools."""
+    """One call of these tools by a run."""
 
     task_id: str
-    recalled: dict[str, float] = msgspec.field(default_factory=dict)
-    """Ids of the memories that they gave it, with the trust in each: what it says may rest on them."""
+    memories: list[str] = msgspec.field(default_factory=list)
+    """Ids of those that it gave the run or made: what the run says may rest on them."""
 
 
 ACTING: ContextVar[Acting | None] = ContextVar("acting", default=None)
@@ -37,11 +37,13 @@ def memory_tools(memories: Memories) -> Mapping[str, KernelTool]:
             content: The fact, in a sentence that can be understood alone.
         """
         acting = ACTING.get()
-        await memories.remember(
+        made = await memories.remember(
             session,
             [NewMemory(content=content, source="tool:remember")],
             task_id=acting.task_id if acting else None,
         )
+        if acting is not None:
+            acting.memories += made
         return f"Remembered: {content}"
 
     async def recall(
@@ -59,7 +61,7 @@ def memory_tools(memories: Memories) -> Mapping[str, KernelTool]:
         # Private memories stay out of a session whose text may leave: a tool's result is part of the next prompt.
         open_to = [m for m in found if session.privacy == "local" or m.privacy == "any"]
         if (acting := ACTING.get()) is not None:
-            acting.recalled.update((m.memory_id, m.trust) for m in open_to)
+            acting.memories += [m.memory_id for m in open_to]
         lines = [f"[{m.created_at.isoformat()}] {context.as_data(m.content, m.trust)}" for m in open_to]
         return "\n".join(lines) or "Nothing found."
 
