@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,22 +114,46 @@ def test_a_store_without_an_answer_scores_low_and_one_that_says_it_high() -> Non
     assert likelihoods("tea", [], [], Found({}, {})) == []
 
 
-def test_a_summary_stands_behind_nothing_that_it_was_made_from() -> None:
-    def memory(id: str, content: str, kind: str) -> Memory:
-        return Memory(
-            memory_id=id,
-            user_id="ann",
-            session_id="s",
-            content=content,
-            speaker=None,
-            kind=kind,
-            source="user",
-            trust=1.0,
-            privacy="any",
-            created_at=datetime(2026, 1, 1, tzinfo=UTC),
-            metadata={},
-        )
+def memory(id: str, content: str, kind: str = "note") -> Memory:
+    return Memory(
+        memory_id=id,
+        user_id="ann",
+        session_id="s",
+        content=content,
+        speaker=None,
+        kind=kind,
+        source="user",
+        trust=1.0,
+        privacy="any",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        metadata={},
+    )
 
+
+LONG = "of the new building by the river, where the whole team meets each week to plan what comes next"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "collapse"),
+    [
+        ("The deploy host is falcon-7", "deploy host is  FALCON-7.", True),
+        ("Ann really likes green tea", "Ann likes green tea!", True),
+        ("She said that the oak is old", "She said the oak is old", True),
+        (f"Room 17 {LONG}", f"Room 18 {LONG}", False),
+        (f"The key is not in room 17 {LONG}", f"The key is in room 17 {LONG}", False),
+        (f"He was ill in room 17 {LONG}", f"He is ill in room 17 {LONG}", False),
+        ("Ann told Ben", "Ben told Ann", False),
+        ("the", "a", False),
+        ("👍", "👎", False),
+    ],
+)
+def test_only_texts_that_say_the_same_are_one(one: str, other: str, collapse: bool) -> None:
+    known = {"a": memory("a", one), "b": memory("b", other)}
+    kept = ranking.distinct([("a", 2.0), ("b", 1.0)], known, {}, [])
+    assert [id for id, _ in kept] == (["a"] if collapse else ["a", "b"])
+
+
+def test_a_summary_stands_behind_nothing_that_it_was_made_from() -> None:
     known = {
         "a": memory("a", "the oak", "task"),
         "b": memory("b", "the elm", "note"),

@@ -115,6 +115,28 @@ PLAIN = frozenset(
 )
 """Words that every text may have."""
 
+FILLING = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "also",
+        "just",
+        "very",
+        "really",
+        "quite",
+        "so",
+        "well",
+        "oh",
+        "please",
+        "actually",
+        "basically",
+        "simply",
+        "that",
+    ]
+)
+"""Words without which a text says the same. No tense, person, number or denial is among them."""
+
 
 class Turn(msgspec.Struct, frozen=True, array_like=True):
     """What is known of a memory, apart from its text."""
@@ -208,8 +230,8 @@ def distinct(
 ) -> list[tuple[str, float]]:
     """Those of the ranked that say something of their own, after those `before`, in their order.
 
-    Left out are equal texts of one speaker, whatever their letters' case, spaces and marks; and summaries behind a
-    memory that they were made from. `origins` are those of the summaries.
+    Left out are texts of one speaker that are equal but for letters' case, spaces, marks and FILLING; and summaries
+    behind a memory that they were made from. `origins` are those of the summaries.
     """
     said = {_saying(memories[id]) for id, _ in before}
     ahead = {f"memory:{id}" for id, _ in before}
@@ -227,8 +249,9 @@ def distinct(
 
 def _saying(memory: Memory) -> tuple[str | None, str, float, str]:
     """What two memories share that say the same, as freely and from as good a source."""
-    words = " ".join(re.findall(r"\w+", memory.content.casefold()))
-    return memory.speaker, memory.privacy, memory.trust, words or memory.content
+    words = re.findall(r"\w+", memory.content.casefold())
+    telling = [word for word in words if word not in FILLING]
+    return memory.speaker, memory.privacy, memory.trust, " ".join(telling or words) or memory.content
 
 
 def likelihoods(
