@@ -32,13 +32,14 @@ from aiosd.state import lineage, sessions
 from aiosd.state import memories as table
 from aiosd.state.database import Connection, Database, open_database
 from aiosd.tasks import consolidation
-from aiosd.tasks.consolidation import ASKED_CHARS, BATCH, IDLE, KEPT, LONG, Consolidation, due
+from aiosd.tasks.consolidation import BATCH, IDLE, KEPT, LONG, SHORT_CHARS, Consolidation, due
 from tests.daemon import Daemon, Silent
 from tests.doubles.http_double import Script
 from tests.doubles.pools import near_and_far, pool_of
 from tests.test_memory import NOW, session
 
-DAY = timedelta(days=1)
+MUCH = "and so on " * (SHORT_CHARS // 10)
+"""With anything more than this, turns are no longer kept as they are."""
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def test_a_daemon_killed_in_the_middle_finishes_without_duplicates(tmp_path: Pat
     home = tmp_path / "home"
     with Silent() as model, Daemon(home, config=model.config("extractive")) as daemon:
         old = talk(daemon)
+        daemon.run(old, f"What is 12 * 8? {MUCH}", backend="extractive")
 
         def close() -> None:
             with suppress(OSError, AiosError):
@@ -240,10 +242,9 @@ async def test_private_turns_are_summed_up_apart_and_nothing_is_sent_elsewhere(t
     async with near_and_far(Script(text=("They spoke of trees.",))) as (pool, near, far):
         async with room(tmp_path, pool) as here:
             ours, private = await here.session(), await here.session("local")
-            rest = " and more" * ASKED_CHARS  # what is short is quoted, and no model asked
-            await here.say(ours, f"an open word{rest}")
-            await here.say(ours, f"a canary{rest}", privacy="local")
-            await here.say(private, f"another canary{rest}")
+            await here.say(ours, f"an open word {MUCH}")
+            await here.say(ours, f"a canary {MUCH}", privacy="local")
+            await here.say(private, f"another canary {MUCH}")
             await here.close(ours)
             await here.close(private)
             await here.settle()
@@ -261,13 +262,13 @@ async def test_private_turns_are_summed_up_apart_and_nothing_is_sent_elsewhere(t
 
 @pytest.mark.anyio
 async def test_a_model_that_fails_leaves_quotes(tmp_path: Path) -> None:
-    async with near_and_far(Script(status=500)) as (pool, _, far), room(tmp_path, pool) as here:
+    async with near_and_far(Script(status=500)) as (pool, near, far), room(tmp_path, pool) as here:
         ours = await here.session()
-        await here.say(ours, "the pump is blue" + ", and behind it stands another" * ASKED_CHARS)
+        await here.say(ours, f"the pump is blue {MUCH}")
         await here.close(ours)
         await here.settle()
         (made,) = await here.made()
-        assert "the pump is blue" in made.content and far.seen == []
+        assert "the pump is blue" in made.content and near.chats() and far.seen == []
 
 
 @pytest.mark.anyio
@@ -295,7 +296,7 @@ async def test_what_is_forgotten_while_a_model_reads_it_is_not_kept(
     async with room(tmp_path) as here:
         ours = await here.session()
         await here.say(ours, "the secret")
-        kept = await here.say(ours, "the rest")
+        kept = await here.say(ours, f"the rest {MUCH}")
         await here.close(ours)
 
         def forget(c: Connection) -> None:
@@ -356,7 +357,7 @@ async def test_what_nobody_waits_for_is_not_done_beside_a_run(
         with here.work.beside():
             for i in range(LONG):
                 with here.work.beside():
-                    await here.say(ours, f"thing {i}")
+                    await here.say(ours, f"thing {i} {MUCH}")
             await anyio.wait_all_tasks_blocked()
             assert not pool.asked.is_set()
         with anyio.fail_after(30):
@@ -365,12 +366,13 @@ async def test_what_nobody_waits_for_is_not_done_beside_a_run(
 
 
 @pytest.mark.anyio
-async def test_a_run_that_is_quoted_whole_is_given_to_no_model(tmp_path: Path) -> None:
+async def test_what_is_quoted_whole_is_given_to_no_model(tmp_path: Path) -> None:
     pool = Asked()
     async with room(tmp_path, cast(Pool, pool)) as here:
         ours = await here.session()
-        await here.say(ours, "the first thing")
+        said = "the pump is blue, " * 60 + "and was bought in 1987"
+        await here.say(ours, said)
         await here.close(ours)
         await here.settle()
         (made,) = await here.made()
-        assert "the first thing" in made.content and not pool.asked.is_set()
+        assert said in made.content and not pool.asked.is_set()

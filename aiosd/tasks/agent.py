@@ -52,7 +52,7 @@ from aiosd.records import (
     Turn,
     UsageEvent,
 )
-from aiosd.state import audit, tasks
+from aiosd.state import audit, lineage, tasks
 from aiosd.state.database import Connection, Database
 from aiosd.tasks import context, steps
 from aiosd.tasks.approval import Approvals

@@ -47,6 +47,9 @@ TURN_CHARS = 4_000
 """Of one turn, as a model that summarizes is given it."""
 
 SUMMARY_TOKENS = 400
+SHORT_CHARS = 4 * SUMMARY_TOKENS
+"""Turns that say no more than this in full are quoted: a model's summary could be as long."""
+
 SUMMARY_S = 180.0
 """For a local model to write it; then it is quoted."""
 
@@ -78,18 +81,25 @@ def due(unsettled: Unsettled, now: datetime) -> int:
     return unsettled.turns - KEPT if unsettled.turns >= LONG else 0
 
 
+def is_short(turns: Sequence[Turn]) -> bool:
+    """Whether they can be kept as they are."""
+    return sum(len(turn.content) for turn in turns) <= SHORT_CHARS
+
+
 def summary(session: Session, turns: Sequence[Turn]) -> str:
-    """In quotes: of each run what was asked, and the sentences that say most of the answer."""
+    """In quotes: short turns whole; otherwise of each run what was asked, and the sentences that say most of the
+    answer."""
+    short = is_short(turns)
     lines = [_heading(session, turns)]
     for turn in turns:
         if turn.role == "user":
-            lines.append(f"- {_cut(turn.content, ASKED_CHARS)}")
+            lines.append(f"- {_cut(turn.content, SHORT_CHARS if short else ASKED_CHARS)}")
         else:
             said = turn.content
-            if len(said) > ANSWERED_CHARS:
+            if not short and len(said) > ANSWERED_CHARS:
                 quotes = summarize([Source(kind="memory", ref="", text=said)])
                 said = " … ".join(quote.text for quote in quotes) or said
-            lines.append(f"  → {_cut(said, ANSWERED_CHARS)}")
+            lines.append(f"  → {_cut(said, SHORT_CHARS if short else ANSWERED_CHARS)}")
     return "\n".join(lines)
 
 
@@ -239,9 +249,9 @@ class Consolidation:
         )
 
     async def _generated(self, session: Session, turns: Sequence[Turn]) -> str | None:
-        """A local model's summary; None without one, and for a run that is quoted whole. What nobody asked for costs
-        nobody money, and stays here."""
-        if len(turns) <= 2 and sum(len(turn.content) for turn in turns) <= ASKED_CHARS:
+        """A local model's summary; None without one, and for what is quoted whole. What nobody asked for costs nobody
+        money, and stays here."""
+        if is_short(turns):
             return None
         said = "\n".join(
             f"<{turn.role} at={turn.created_at.isoformat()}>\n{turn.content[:TURN_CHARS]}\n</{turn.role}>"
