@@ -13,8 +13,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import pytest
 
 from aiosd import framing
 from aiosd import records as r
-from aiosd.errors import DeadlineExceeded, InvalidState, ToolFailed
+from aiosd.errors import AiosError, DeadlineExceeded, InvalidState, ToolFailed
 from aiosd.protocol.sessions import SessionClose
 from aiosd.protocol.system import SystemInfo, SystemPing
 from aiosd.protocol.tools import ToolCall, ToolList
@@ -223,13 +225,40 @@ def test_a_machine_that_lacks_a_wall_gets_the_next_best_and_never_none_silently(
                 assert "user namespaces" in str(caught.value.hint)
 
 
+CLOSED_S = 2.0
+"""Within which a closed session's processes are gone."""
+BUSY_S = 6.0
+"""More, for a machine that is busy with other things."""
+
+
 def test_a_closed_session_leaves_no_process(hostile: tuple[Tier, Place]) -> None:
+    """Not its host's, nor a call's that runs then, nor what that has started and let go of."""
     _, made = hostile
     session = made.daemon.session(permissions=["*"])
     made.call(session, "survives")
-    host = Host(made.daemon.home / "state" / "workspaces" / session.session_id, made.facts["pid"])
+    workspace = made.daemon.home / "state" / "workspaces" / session.session_id
+    os.mkfifo(workspace / "ready", 0o666)
+    (workspace / "ready").chmod(0o666)
+    script = "trap '' TERM HUP; setsid sleep 1000 & sleep 1000 & echo > ready; sleep 1000"
+
+    def hang() -> None:
+        with suppress(AiosError):
+            made.call(session, "run_command", argv=["sh", "-c", script])
+
+    calling = threading.Thread(target=hang)
+    calling.start()
+    reading = os.open(workspace / "ready", os.O_RDONLY | os.O_NONBLOCK)
+    assert select.select([reading], [], [], 30)[0]
+    os.close(reading)
+    host = Host(workspace, made.facts["pid"])
+    left = [os.pidfd_open(pid) for pid in (host.pid, *host.processes())]
+    assert len(left) >= 5  # the host, the call, the shell and its two at least
+    until = time.monotonic() + CLOSED_S + BUSY_S
     made.daemon.call(SessionClose(session_id=session.session_id))
-    wait_for_end(host.pid)
+    for process in left:
+        assert select.select([process], [], [], max(0.0, until - time.monotonic()))[0]
+        os.close(process)
+    calling.join(30)
 
 
 def test_a_machine_without_a_quota_for_user_namespaces_gets_landlock() -> None:
