@@ -83,12 +83,20 @@ def _socket_of_data() -> Path | None:
     return Path(socket)
 
 
+def _is_ours(path: Path) -> bool:
+    """The first folder on the way that does not let us through, or the socket itself where all do."""
+    closed = (each for each in reversed(path.parents) if each.exists() and not os.access(each, os.X_OK))
+    return next(closed, path).stat().st_uid == os.getuid()
+
+
 def _answering(path: Path, trace: bool) -> Client | None:
     try:
         return Client(path, trace=trace)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return None  # nothing, or what a dead daemon left
     except PermissionError as exc:
+        if _is_ours(path):
+            raise NoDaemon(f"{path}: {exc.strerror}", hint="aiosctl doctor --fix") from None
         raise PermissionDenied(f"{path}: {exc.strerror}; the daemon is another user's") from None
     except TimeoutError:
         raise NoDaemon(f"the daemon on {path} takes no connections") from None

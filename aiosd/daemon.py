@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from anyio.abc import SocketListener
 
 from aiosd.audit import Audit
 from aiosd.config import EMBEDDERS, Config
-from aiosd.errors import AiosError, ConfigError
+from aiosd.errors import AiosError, ConfigError, InvalidState
 from aiosd.events import Broker
 from aiosd.memory import weights
 from aiosd.memory.embedding import LocalModel
@@ -250,8 +250,10 @@ def _embedder(config: Config, reload: Reload) -> LocalModel | None:
 @contextmanager
 def _lock(path: Path, socket_path: Path) -> Iterator[None]:
     """Beside the data, so that one database has one daemon. The kernel lets go of it however the daemon ends."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with ExitStack() as opened:
+        with _ours(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = opened.enter_context(open(path, "a+"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -268,11 +270,20 @@ def _lock(path: Path, socket_path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _ours(path: Path) -> Iterator[None]:
+    """What stands in the way of a file or socket of ours is told with the line that clears it."""
+    try:
+        yield
+    except OSError as exc:
+        raise InvalidState(f"{exc.filename or path}: {exc.strerror}", hint="aiosctl doctor --fix") from exc
+
+
+@contextmanager
 def _bound(path: Path) -> Iterator[socket.socket]:
     """A listening socket that replaces a stale one, never a live one, and is gone afterwards. Who connects before
     the daemon is ready waits in the backlog."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(socket.AF_UNIX) as probe, _ours(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             probe.connect(os.fspath(path))
         except (FileNotFoundError, ConnectionRefusedError):
@@ -282,7 +293,8 @@ def _bound(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listening:
         mask = os.umask(0o177)  # never, even for a moment, open to others
         try:
-            listening.bind(os.fspath(path))
+            with _ours(path):
+                listening.bind(os.fspath(path))
         finally:
             os.umask(mask)
         listening.listen(BACKLOG)

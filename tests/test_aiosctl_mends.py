@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 from aiosctl import doctor
 from aiosctl.config import without
 from tests.daemon import PATIENCE_S, Daemon
+from tests.ordinary import UID
 
 SMALL = '[models.backends.small]\nkind = "ollama"\nmodel = "m"\n'
 
@@ -153,6 +156,74 @@ def test_the_line_under_the_error_mends_it(home: Daemon, state: str) -> None:
     pasted(home, broken.stderr)
     mended = home.ctl("status")
     assert mended.returncode == 0, (broken.stderr, mended.stderr)
+
+
+CLOSED = {
+    "config: not to be read": ("config.toml", 0),
+    "folder: data not to be read": ("data", 0),
+    "folder: data not to be written": ("data", 0o500),
+    "folder: state not to be read": ("state", 0),
+    "folder: run not to be read": ("run", 0),
+    "lock: not to be read": ("data/lock", 0),
+    "lock: not to be written": ("data/lock", 0o400),
+    "log: not to be written": ("state/aiosd.log", 0o400),
+    "database: not to be read": ("data/aiosd.db", 0),
+    "database: not to be written": ("data/aiosd.db", 0o400),
+}
+"""Modes, which hold anybody but root: what there is of a daemon that has run, and how it is closed."""
+SOME = ("folder: data not to be written", "folder: run not to be read")
+
+
+@pytest.mark.parametrize(
+    "state", [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in CLOSED]
+)
+def test_what_is_closed_to_its_owner_is_opened_again_and_kept(state: str) -> None:
+    with tempfile.TemporaryDirectory(
+        prefix="aiosd-", dir="/tmp"
+    ) as folder:  # pytest's own is closed to others
+        base = Path(folder)
+        base.chmod(0o755)
+        for name in ("aiosctl", "aiosd"):
+            (base / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {name} "$@"\n')
+            (base / name).chmod(0o755)
+        environ = {"PATH": f"{base}:{os.environ['PATH']}", "HOME": folder}
+        home = Daemon(base / "home", "# mine\n", environ)
+        if os.geteuid() == 0:
+            os.chown(base, UID, UID)
+            os.chown(home.home, UID, UID)
+            os.chown(home.home / "config.toml", UID, UID)
+
+        def shell(line: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-m", "tests.ordinary", str(UID), "", "/bin/sh", "-c", line],
+                env=home.environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+
+        def end() -> None:
+            if found := re.search(r"pid (\d+)", shell("aiosctl ping --no-start").stdout):
+                with open(os.pidfd_open(int(found[1]))) as ended:
+                    signal.pidfd_send_signal(ended.fileno(), signal.SIGTERM)
+                    assert select.select([ended], [], [], PATIENCE_S)[0]
+
+        try:
+            assert shell("aiosctl session create kept").returncode == 0
+            end()
+            name, mode = CLOSED[state]
+            (home.home / name).chmod(mode)
+            broken = shell("aiosctl session list")
+            assert broken.returncode != 0, broken.stdout
+            found = re.findall(r"^  try: (.*)$", broken.stderr, re.MULTILINE)
+            assert len(found) == 1 and "Traceback" not in broken.stderr, broken.stderr
+            shell(found[0])
+            mended = shell("aiosctl session list")
+            assert mended.returncode == 0 and "kept" in mended.stdout, (broken.stderr, mended)
+        finally:
+            end()
 
 
 def test_a_socket_that_was_removed_under_its_daemon_is_mended_too(home: Daemon) -> None:

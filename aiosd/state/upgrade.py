@@ -21,6 +21,12 @@ Connection: TypeAlias = sqlite3.Connection
 APPLICATION_ID = 0x61696F73
 """`aios` in the file's header: tells our ledger from another program's database."""
 
+NOT_ITS_FAULT = (
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY),
+)
+"""Modes, disk or company are in the way of a good ledger, which must not be moved away. sqlite.org/rescode.html."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +62,8 @@ def bring(connection: Connection, path: Path) -> None:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in a free page
     except sqlite3.Error as exc:
+        if exc.sqlite_errorcode & 0xFF in NOT_ITS_FAULT:
+            raise LedgerFailed(f"{path} cannot be used: {exc}", hint="aiosctl doctor --fix") from exc
         raise LedgerFailed(f"{path} is no ledger that can be used: {exc}", hint=away) from exc
     if schema == len(SCRIPTS):
         return
