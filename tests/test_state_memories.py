@@ -252,6 +252,7 @@ def test_every_query_is_answered_by_an_index(c: Connection) -> None:
         memories.page(c, scope, limit=1, cursor=None)
         memories.page(c, scope, limit=1, cursor="WzEsMV0=")
         memories.notes(c, scope, 1)
+        memories.summaries(c, one, T0, 1)
         memories.fetch(c, SESSIONS, scope)
         memories.select(c, scope, ids=SESSIONS)
         memories.select(c, scope, memory_id=SESSIONS[0])
@@ -267,6 +268,8 @@ def test_every_query_is_answered_by_an_index(c: Connection) -> None:
             assert [step for step in plan if "(memory_id=?)" in step], sql
         if "kind <> 'task'" in sql and "session_id =" in sql:
             assert [step for step in plan if "memories_notes" in step], sql
+        if "kind = 'summary'" in sql:
+            assert [step for step in plan if "memories_summaries" in step], sql
 
 
 @given(kept=some, scope=scopes, kind=st.none() | st.just("note"), data=st.data())

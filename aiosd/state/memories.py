@@ -118,7 +118,7 @@ def summaries(c: Connection, scope: Scope, before: datetime, limit: int) -> tupl
     """The last by `created_at`, the newest first, of what was told before this time."""
     inside, values = _inside(scope)
     rows = c.execute(
-        f"SELECT {_COLUMNS} FROM memories WHERE {inside} AND kind <> 'task' AND kind = 'summary' AND created_at < ?"
+        f"SELECT {_COLUMNS} FROM memories WHERE {inside} AND kind = 'summary' AND created_at < ?"
         " ORDER BY created_at DESC, seq DESC LIMIT ?",
         (*values, micros(before), limit),
     )

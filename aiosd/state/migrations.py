@@ -188,6 +188,11 @@ _HELD = """
 ALTER TABLE tasks ADD COLUMN held_usd REAL NOT NULL DEFAULT 0;
 """
 
+_SUMMARIES = """
+-- Each run looks for its session's last ones: without this through all of the session's notes.
+CREATE INDEX memories_summaries ON memories (user_id, session_id, created_at, seq) WHERE kind = 'summary';
+"""
+
 SCRIPTS: tuple[str, ...] = (
     _SESSIONS_TASKS_MEMORIES,
     _SPEAKERS,
@@ -198,4 +203,5 @@ SCRIPTS: tuple[str, ...] = (
     _DESCENT,
     _MCP,
     _HELD,
+    _SUMMARIES,
 )
