@@ -45,6 +45,7 @@ from aiosd.tasks.spawning import spawn_tools
 from aiosd.tools.egress import Passage, open_egress
 from aiosd.tools.hosts import Walls
 from aiosd.tools.mcp import open_mcp
+from aiosd.tools.packages import Packages
 from aiosd.tools.registry import open_registry
 from aiosd.tools.sandbox import Tier
 from aiosd.tools.syscalls import PR_SET_DUMPABLE, prctl
@@ -101,6 +102,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 audit,
                 outputs=paths.state / "outputs",
                 versions=paths.state / "tools",
+                packages=Packages(paths.cache / "packages", environ),
                 walls=_walls(config, paths, socket_path, environ),
                 egress=egress,
                 mcp=mcp,

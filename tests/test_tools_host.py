@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import zipfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from aiosd.tools import host, registry, results
 from aiosd.tools.hosts import MAX_CALLS, Walls
 from aiosd.tools.kernel import KernelTool, kernel_tool
 from aiosd.tools.outputs import MAX_FILES
+from aiosd.tools.packages import Packages, declared
 from aiosd.tools.registry import Registry, open_registry
 from aiosd.tools.results import MAX_TEXT
 from tests.processes import Host
@@ -224,8 +226,12 @@ def open_(tmp_path: Path) -> Open:
         workspaces = lambda s: Path(s.workspace or tmp_path / "workspaces" / s.session_id)
         async with open_database(tmp_path / "audit.db") as database:
             audit = Audit(database, Secrets(Config(), {}))
-            options = {"outputs": tmp_path / "outputs", "versions": tmp_path / "versions"} | options
-            async with open_registry(folders, workspaces, kernel or {}, audit, **options) as opened:
+            rooms: dict[str, Any] = {
+                "outputs": tmp_path / "outputs",
+                "versions": tmp_path / "versions",
+                "packages": Packages(tmp_path / "packages", os.environ),
+            }
+            async with open_registry(folders, workspaces, kernel or {}, audit, **rooms, **options) as opened:
                 yield opened
 
     return open_
@@ -818,6 +824,72 @@ async def test_where_a_changed_file_is_broken_its_last_good_version_goes_on(
         assert await tools.problems() == ()
         with pytest.raises(NotFound):
             await call(tools, "good")
+
+
+def wheel(folder: Path, name: str, source: str) -> Path:
+    """A package of one module."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"{name}.py", source)
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    return path
+
+
+async def test_what_a_file_declares_to_need_is_installed_once(open_: Open, tmp_path: Path) -> None:
+    made = wheel(tmp_path, "tinypackage", "word = 'tiny'\n")
+    block = f'# /// script\n# dependencies = ["tinypackage @ {made.as_uri()}"]\n# ///\n'
+    file = tmp_path / "tools" / "good.py"
+    file.write_text(f"{block}import tinypackage\n{GOOD}".replace("'good'", "tinypackage.word"))
+    async with open_() as tools:
+        assert text(await call(tools, "good")) == "tiny"
+        assert await tools.problems() == ()
+        (installed,) = (tmp_path / "packages").iterdir()
+        made.unlink()  # from here on it can be installed no more
+        file.write_text(file.read_text() + "\n")
+        assert text(await call(tools, "good")) == "tiny"
+        file.write_text(f"{block}def broken(:\n")
+        assert text(await call(tools, "good")) == "tiny"
+        assert list((tmp_path / "packages").iterdir()) == [installed]
+
+
+async def test_what_cannot_be_installed_is_told_with_the_file_and_by_name(
+    open_: Open, tmp_path: Path
+) -> None:
+    gone = (tmp_path / "gonepackage-1.0-py3-none-any.whl").as_uri()
+    block = f'# /// script\n# dependencies = ["gonepackage @ {gone}"]\n# ///\n'
+    (tmp_path / "tools" / "needy.py").write_text(f"{block}import gonepackage\n")
+    (tmp_path / "tools" / "option.py").write_text('# /// script\n# dependencies = ["--pre"]\n# ///\n')
+    (tmp_path / "tools" / "good.py").write_text(GOOD)
+    async with open_() as tools:
+        needy, option = await tools.problems()
+        assert needy.file.endswith("needy.py") and "No module named 'gonepackage'" in needy.error
+        assert f"gonepackage @ {gone} could not be installed: " in needy.error
+        assert option.file.endswith("option.py") and "`--pre` is an option" in option.error
+        assert text(await call(tools, "good")) == "good"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("", ()),
+        ('# /// script\n# dependencies = ["b>1", "a"]\n# ///\nimport a\n', ("a", "b>1")),
+        ('# /// script\n# requires-python = ">=3.11"\n#\n# dependencies = [\n#   "a",\n# ]\n# ///\n', ("a",)),
+        ('# /// other\n# dependencies = ["a"]\n# ///\n', ()),
+        ('# /// script\n# dependencies = ["a"]\n', ()),
+        ("# /// script\n# dependencies = 3\n# ///\n", "array"),
+        ("# /// script\n# ]\n# ///\n", "block"),
+        ("# /// script\n# ///\n# /// script\n#\n# ///\n\n# /// script\n#\n# ///\n", "more than one"),
+    ],
+)
+def test_the_block_of_pep_723_is_read_as_it_says(source: str, expected: tuple[str, ...] | str) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(ToolFailed, match=expected):
+            declared(source.encode())
+    else:
+        assert declared(source.encode()) == expected
 
 
 async def test_a_good_version_that_needs_what_is_gone_is_not_said_to_go_on(

@@ -373,6 +373,7 @@ def main() -> None:
     if walls.why:
         print(f"walls: {walls.tier} ({walls.why})", file=sys.stderr)  # noqa: T201 - the daemon's log
     # Importing a user's file runs it, and that is not done without walls either.
+    sys.path += plan.packages
     folders = [Path(folder) for folder in plan.folders] if walls.hold else []
     tools, problems = load(
         folders,

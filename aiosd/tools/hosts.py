@@ -57,6 +57,8 @@ class UserFiles(msgspec.Struct, frozen=True):
     walls: Walls
     instead: dict[str, str] = msgspec.field(default_factory=dict)
     """Copies of good versions, by the file that is broken."""
+    packages: tuple[str, ...] = ()
+    """Folders with what the files need."""
 
     def argv(
         self,
@@ -76,6 +78,7 @@ class UserFiles(msgspec.Struct, frozen=True):
             hidden=tuple(map(str, self.walls.hidden)),
             only=only,
             instead=self.instead,
+            packages=self.packages,
             commands=self.walls.commands,
             searxng_url=self.walls.searxng_url,
             out=out,

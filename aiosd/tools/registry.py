@@ -39,6 +39,7 @@ from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles,
 from aiosd.tools.kernel import Caller, KernelTool
 from aiosd.tools.mcp import McpServers
 from aiosd.tools.outputs import Outputs
+from aiosd.tools.packages import Packages, declared
 from aiosd.tools.policy import Verdict
 from aiosd.tools.subjects import PATHS, Place, Subject, Unclear, subjects
 from aiosd.tools.versions import Versions, told
@@ -78,6 +79,7 @@ async def open_registry(
     *,
     outputs: Path,
     versions: Path,
+    packages: Packages,
     walls: Walls = Walls(),  # noqa: B008 - it is frozen
     max_hosts: int = MAX_HOSTS,
     egress: Egress | None = None,
@@ -89,7 +91,9 @@ async def open_registry(
     async with anyio.create_task_group() as tasks:
         hosts = Hosts(tasks, workspaces, kept, max_hosts, egress)
         try:
-            yield Registry(folders, workspaces, hosts, kept, Versions(versions), kernel, audit, walls, mcp)
+            yield Registry(
+                folders, workspaces, hosts, kept, Versions(versions), packages, kernel, audit, walls, mcp
+            )
         finally:
             hosts.close()
 
@@ -102,6 +106,7 @@ class Registry:
         hosts: Hosts,
         outputs: Outputs,
         versions: Versions,
+        packages: Packages,
         kernel: Mapping[str, KernelTool],
         audit: Audit,
         walls: Walls,
@@ -114,6 +119,7 @@ class Registry:
         self._hosts = hosts
         self._outputs = outputs
         self._versions = versions
+        self._packages = packages
         self._kernel = {entry.tool.name: entry for entry in kernel.values()}
         self._tools: dict[str, Tool] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -329,23 +335,41 @@ class Registry:
         """What there is in the files; where one is broken, in its last good version."""
         versions = self._versions
         sources = await anyio.to_thread.run_sync(versions.sources, self._folders)
-        files = UserFiles(self._folders, stamp, careful=False, walls=self._walls)
+        packages, missing = await self._packaged(sources)
+        files = UserFiles(self._folders, stamp, careful=False, walls=self._walls, packages=packages)
         try:
             first = await _ask(files)
         except ToolFailed:
             files = msgspec.structs.replace(files, careful=True)
             first = await _ask(files)
         broken = {problem.file for problem in first.problems}
+        first = _explained(first, missing)
         await anyio.to_thread.run_sync(versions.keep, sources, broken)
         instead = await anyio.to_thread.run_sync(versions.instead, broken)
         if not instead:
             return files, first
-        with_copies = msgspec.structs.replace(files, instead=instead)
+        copies = await anyio.to_thread.run_sync(lambda: {f: Path(c).read_bytes() for f, c in instead.items()})
+        theirs, _ = await self._packaged(copies)
+        with_copies = msgspec.structs.replace(
+            files, instead=instead, packages=tuple(dict.fromkeys((*packages, *theirs)))
+        )
         try:
             second = await _ask(with_copies)
         except ToolFailed:  # they were good with what else there was then
             return files, first
         return with_copies, msgspec.structs.replace(second, problems=told(first, second, instead))
+
+    async def _packaged(self, sources: Mapping[str, bytes]) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Folders with what the files say they need; and where there is none, why, by file."""
+        folders: list[str] = []
+        missing: dict[str, str] = {}
+        for file, source in sorted(sources.items()):
+            try:
+                if wanted := declared(source):
+                    folders.append(str(await self._packages.folder(wanted)))
+            except ToolFailed as exc:
+                missing[file] = str(exc)
+        return tuple(dict.fromkeys(folders)), missing
 
     def _learn(self, description: Description) -> None:
         tools = {tool.name: tool for tool in description.tools}
@@ -361,6 +385,19 @@ class Registry:
         logger.info("tools are described", extra={"sandbox": self._sandbox, "tools": len(self._tools)})
         for problem in self._problems:
             logger.warning("tool passed over", extra={"problem": str(problem)})
+
+
+def _explained(description: Description, missing: Mapping[str, str]) -> Description:
+    """With why what a file needs is not there."""
+    problems = [
+        msgspec.structs.replace(each, error=f"{each.error}; {missing[each.file]}")
+        if each.file in missing
+        else each
+        for each in description.problems
+    ]
+    silent = set(missing) - {each.file for each in problems}
+    problems += [Problem(file=file, line=None, error=missing[file]) for file in sorted(silent)]
+    return msgspec.structs.replace(description, problems=tuple(problems))
 
 
 def _refusal(session: Session, ruling: Ruling, by: str, approved: Ruling | None) -> str | None:

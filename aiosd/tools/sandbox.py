@@ -139,6 +139,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The files that are loaded of these folders; None for all."""
     instead: dict[str, str] = msgspec.field(default_factory=dict)
     """Copies that are loaded for files of these folders."""
+    packages: tuple[str, ...] = ()
+    """Folders with what these files need, which Python looks into last."""
     commands: dict[str, Command] = msgspec.field(default_factory=dict)
     """Tools of the config."""
     searxng_url: str | None = None
@@ -153,6 +155,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def room(self) -> Room:
         read = [*_python(), *map(Path, self.folders), *map(Path, self.instead.values())]
+        read += map(Path, self.packages)
         if self.outputs is not None:
             read.append(Path(self.outputs))
         write: list[Path] = []
