@@ -228,6 +228,17 @@ def test_installing_takes_over_from_a_daemon_that_was_started_by_hand(running: U
     assert running.show("MainPID") == str(pid(running)) != str(by_hand)
 
 
+def test_it_stays_after_the_last_login_only_where_that_is_asked_for(running: UserManager) -> None:
+    put(running, "bin/loginctl", '#!/bin/sh\necho "$@" >> ~/asked\n')
+    (running.home / "bin" / "loginctl").chmod(0o755)
+    install = (sys.executable, "-m", "aiosctl", "service", "install")
+    environ = {"PATH": f"{user_manager.HOME}/bin:/usr/bin:/bin"}
+    assert "--linger" in running.run(*install, environ=environ).stderr
+    assert not (running.home / "asked").exists()
+    assert "--linger" not in running.run(*install, "--linger", environ=environ).stderr
+    assert (running.home / "asked").read_text() == "enable-linger\n"
+
+
 def test_without_systemd_it_says_what_to_use_instead(tmp_path: Path) -> None:
     done = Daemon(tmp_path).ctl("service", "install", environ={"PATH": str(tmp_path)})
     assert done.returncode == 69
