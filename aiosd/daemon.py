@@ -35,10 +35,10 @@ from aiosd.secrets import Secrets
 from aiosd.server import Server
 from aiosd.state.database import open_database
 from aiosd.systemd import notify, passed_socket, watchdog_s
-from aiosd.tasks.agent import Hands
 from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import open_budget
 from aiosd.tasks.consolidation import open_consolidation
+from aiosd.tasks.hands import Hands
 from aiosd.tasks.recollection import memory_tools
 from aiosd.tasks.runner import open_runner
 from aiosd.tasks.spawning import spawn_tools

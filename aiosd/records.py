@@ -375,6 +375,8 @@ class ProgressEvent(Event, frozen=True, kw_only=True, tag="progress", omit_defau
     done: int | None = None
     total: int | None = None
     memories: tuple[ScoredMemory, ...] = ()
+    upto: tuple[int, int] | None = None
+    """Of `recalled`: the last turn and memory there were, up to which the task sees its session. None in old journals."""
 
 
 class RouteEvent(Event, frozen=True, kw_only=True, tag="route"):
@@ -382,6 +384,8 @@ class RouteEvent(Event, frozen=True, kw_only=True, tag="route"):
     began_at: datetime | None = None
     """When the model was asked for; kept since it is no event of its own. None in old journals."""
     first_token_at: datetime | None = None
+    tools: str | None = None
+    """The digest of the tools that were offered, under which the ledger has them. None in old journals."""
 
 
 class MessageEvent(Event, frozen=True, kw_only=True, tag="message"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -16,13 +17,16 @@ import pytest
 from aiosctl.client import Client
 from aiosd import records as r
 from aiosd.errors import InvalidState, NotFound
+from aiosd.models.backend import ModelRequest
 from aiosd.protocol.memory import MemoryRemember
-from aiosd.protocol.sessions import SessionGet, SessionRun
 from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, TaskWait
+from aiosd.state import sessions, tasks
+from aiosd.state.database import Connection, open_database
 from aiosd.tasks import context, steps
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
+from tests.test_models_window import backend, done
 
 pytestmark = pytest.mark.anyio
 
@@ -259,32 +263,65 @@ async def test_two_hundred_kills_at_random_lose_no_task_and_repeat_no_effect(tmp
 
 
 async def test_what_a_model_was_sent_follows_from_the_journal_alone(tmp_path: Path) -> None:
-    """So that a task can be replayed: at each step the same action comes next, with the same messages."""
+    """So that a task can be replayed, whatever has come since: the same action at each step, and the same request."""
     async with OllamaDouble(Script(text=("Done.",))) as model:
-        daemon, effects, _ = setting(tmp_path, model)
+        daemon, effects, gate = setting(tmp_path, model)
         call = f'{{"path": "{effects}", "line": "x"}}'
-        model.scripts = [
-            Script(text=("So.",), calls=(("append", call),)),
-            Script(text=(), calls=(("look", call),)),
-        ]
+        waits = f'{{"path": "{effects}", "line": "x", "gate": "{gate.path}"}}'
+        question = "Which colour is the pump?"
 
-        def work() -> tuple[r.Session, list[r.Event]]:
+        def work() -> r.Task:
             with daemon:
-                session = daemon.session(workspace=str(workspace(tmp_path)), write=True)
+                session = daemon.session(workspace=str(workspace(tmp_path)), write=True, system="Be brief.")
                 daemon.call(MemoryRemember(session_id=session.session_id, content="The pump is blue."))
-                task = daemon.start_task(daemon.session(), "Which colour is the pump?")
+                daemon.run(session, "Good morning")
+                model.seen.clear()
+                model.scripts = [
+                    Script(text=("So.",), calls=(("append", call),)),
+                    Script(text=(), calls=(("look", waits),)),
+                ]
+                task = daemon.start_task(session, question)
+                gate.reached()
+                daemon.call(MemoryRemember(session_id=session.session_id, content="The pump is red by now."))
+                daemon.run(session, "Good evening", tools=())
+                daemon.kill()
+                gate.open()
+                (tmp_path / "home" / "tools" / "notes.py").write_text(TOOLS.replace("a line", "any line"))
+                daemon.start()
+                gate.reached()
+                gate.open()
                 daemon.call(TaskWait(task_id=task.task_id))
-                return daemon.call(SessionGet(session_id=task.session_id)), events(daemon, task.task_id)
+                daemon.stop()
+                return task
 
-        session, heard = await aside(work)
-        sent = [[m["content"] for m in chat["messages"]] for chat in model.chats()]
-    journal = [event for event in heard if isinstance(event, r.Kept)]
-    params = SessionRun(session_id=session.session_id, task="Which colour is the pump?")
-    again: list[list[str]] = []
+        task = await aside(work)
+        bodies = [
+            {"messages": chat["messages"], "tools": chat.get("tools")}
+            for chat in model.chats()
+            if [m["content"] for m in chat["messages"] if m["role"] == "user"][-1] == question
+        ]
+    replay = OllamaDouble(Script(text=("Done.",)))
+    async with open_database(tmp_path / "home" / "data" / "aiosd.db") as database, replay:
+        requests = await database.read(lambda c: replayed(c, task.task_id))
+        async with contextlib.aclosing(backend(replay)) as small:
+            for request in requests:
+                await done(small, request)
+    assert bodies == [{"messages": c["messages"], "tools": c.get("tools")} for c in replay.chats()]
+    assert len(bodies) == 3 and "Good morning" in str(bodies[0]) and "Be brief." in str(bodies[0])
+
+
+def replayed(c: Connection, task_id: str) -> list[ModelRequest]:
+    """Each request of the task, from the ledger."""
+    session_id = tasks.get(c, task_id).session_id
+    session, system = sessions.get(c, session_id), sessions.system(c, session_id)
+    params, journal = tasks.params(c, task_id), tasks.events(c, task_id)
+    requests = []
     for place, event in enumerate(journal):
         if isinstance(event, r.RouteEvent):
             assert isinstance(steps.next(journal[:place]), steps.Infer)
-            request = context.request(session, None, params, (), journal[:place], (), "balanced")
-            again.append([message.content for message in request.messages])
-    assert any("The pump is blue." in text for text in again[0])
-    assert again == sent and len(again) == 3
+            upto, digest, tier = context.upto(journal), event.tools, event.decision.tier
+            assert upto is not None and digest is not None
+            turns = sessions.turns(c, session_id, context.TURNS, upto)
+            told = tasks.toolset(c, digest)
+            requests.append(context.request(session, system, params, turns, journal[:place], told, tier))
+    return requests

@@ -21,9 +21,9 @@ from aiosd.protocol.sessions import SessionRun
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection, open_database
 from aiosd.tasks import context, steps
-from aiosd.tasks.agent import Hands
 from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import Budget, Cap, check
+from aiosd.tasks.hands import Hands
 from aiosd.tasks.runner import Runner
 from tests.daemon import Daemon
 

@@ -11,7 +11,17 @@ import msgspec
 
 from aiosd.errors import NotFound
 from aiosd.records import Memory
-from aiosd.state.columns import Integer, cut, known, micros, moment, moment_or_none, place, within
+from aiosd.state.columns import (
+    MAX_INTEGER,
+    Integer,
+    cut,
+    known,
+    micros,
+    moment,
+    moment_or_none,
+    place,
+    within,
+)
 from aiosd.state.database import Connection
 
 _COLUMNS = (
@@ -103,24 +113,27 @@ def page(
     return tuple(map(_memory, rows)), following
 
 
-def notes(c: Connection, scope: Scope, limit: int) -> tuple[Memory, ...]:
-    """The last by `created_at`, the newest first, of what was given to remember: no completed runs, no summaries."""
+def notes(c: Connection, scope: Scope, limit: int, upto: int = MAX_INTEGER) -> tuple[Memory, ...]:
+    """The last by `created_at`, the newest first, of what was given to remember: no completed runs, no summaries, and
+    none kept after number `upto`."""
     inside, values = _inside(scope)
     rows = c.execute(
         f"SELECT {_COLUMNS} FROM memories WHERE {inside} AND kind <> 'task' AND kind <> 'summary'"
-        " ORDER BY created_at DESC, seq DESC LIMIT ?",
-        (*values, limit),
+        " AND +seq <= ? ORDER BY created_at DESC, seq DESC LIMIT ?",
+        (*values, upto, limit),
     )
     return tuple(map(_memory, rows))
 
 
-def summaries(c: Connection, scope: Scope, before: datetime, limit: int) -> tuple[Memory, ...]:
-    """The last by `created_at`, the newest first, of what was told before this time."""
+def summaries(
+    c: Connection, scope: Scope, before: datetime, limit: int, upto: int = MAX_INTEGER
+) -> tuple[Memory, ...]:
+    """The last by `created_at`, the newest first, of what was told before this time; none kept after number `upto`."""
     inside, values = _inside(scope)
     rows = c.execute(
         f"SELECT {_COLUMNS} FROM memories WHERE {inside} AND kind = 'summary' AND created_at < ?"
-        " ORDER BY created_at DESC, seq DESC LIMIT ?",
-        (*values, micros(before), limit),
+        " AND +seq <= ? ORDER BY created_at DESC, seq DESC LIMIT ?",
+        (*values, micros(before), upto, limit),
     )
     return tuple(map(_memory, rows))
 

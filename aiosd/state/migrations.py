@@ -193,6 +193,14 @@ _SUMMARIES = """
 CREATE INDEX memories_summaries ON memories (user_id, session_id, created_at, seq) WHERE kind = 'summary';
 """
 
+_TOOLSETS = """
+-- What models were told of their tools, once for all steps that were told the same: a journal names it by its digest.
+CREATE TABLE toolsets (
+    digest TEXT PRIMARY KEY NOT NULL,
+    tools  TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
 SCRIPTS: tuple[str, ...] = (
     _SESSIONS_TASKS_MEMORIES,
     _SPEAKERS,
@@ -204,4 +212,5 @@ SCRIPTS: tuple[str, ...] = (
     _MCP,
     _HELD,
     _SUMMARIES,
+    _TOOLSETS,
 )

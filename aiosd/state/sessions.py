@@ -9,7 +9,7 @@ import msgspec
 
 from aiosd.errors import NotFound
 from aiosd.records import Memory, Session, SessionState, Turn
-from aiosd.state.columns import MAX_PAGE, Integer, cut, known, micros, moment, place, within
+from aiosd.state.columns import MAX_INTEGER, MAX_PAGE, Integer, cut, known, micros, moment, place, within
 from aiosd.state.database import Connection
 from aiosd.state.memories import Scope, notes, summaries
 
@@ -208,10 +208,24 @@ def settle(c: Connection, session_id: str, turn_id: int) -> None:
     c.execute("UPDATE sessions SET consolidated = ? WHERE session_id = ?", (turn_id, session_id))
 
 
-def turns(c: Connection, session_id: str, last_n: int) -> tuple[Turn, ...]:
+def moment_now(c: Connection) -> tuple[int, int]:
+    """The numbers of the last turn and the last memory there are: rows that only grow, so `turns` up to here give
+    again what they give now, but for what is forgotten."""
+    row: tuple[int, int] = c.execute(
+        "SELECT (SELECT coalesce(max(turn_id), 0) FROM turns), (SELECT coalesce(max(seq), 0) FROM memories)"
+    ).fetchone()
+    return row
+
+
+def turns(
+    c: Connection,
+    session_id: str,
+    last_n: int,
+    upto: tuple[int, int] = (MAX_INTEGER, MAX_INTEGER),
+) -> tuple[Turn, ...]:
     """The session's working memory: what was said in it and what it was given to remember, the last ones by
     their time, the oldest first; at most 1000. Where there is more, what summarizes the turns before them takes the
-    place of some.
+    place of some. `upto` is a moment that `moment_now` gave.
 
     Notes are the session's memories themselves, so one that is forgotten is gone here too. Raises NotFound.
     """
@@ -221,16 +235,16 @@ def turns(c: Connection, session_id: str, last_n: int) -> tuple[Turn, ...]:
         Turn(role=role, content=content, created_at=moment(created_at), task_id=task_id, privacy=privacy)
         for role, content, created_at, task_id, privacy in c.execute(
             "SELECT role, content, created_at, task_id, privacy FROM turns WHERE session_id = ?"
-            " ORDER BY turn_id DESC LIMIT ?",
-            (session_id, limit),
+            " AND turn_id <= ? ORDER BY turn_id DESC LIMIT ?",
+            (session_id, upto[0], limit),
         )
     ]
     scope = Scope(session.user_id, session_id)
-    noted = [_note(memory) for memory in notes(c, scope, limit)]
+    noted = [_note(memory) for memory in notes(c, scope, limit, upto[1])]
     # Both are the newest first, and sorting is stable: turned round, turns of one time stay as they were added.
     latest = sorted([*noted, *said], key=lambda turn: turn.created_at, reverse=True)[:limit]
     if len(latest) == limit and (room := min(SUMMARIES, limit // 4)):
-        told = [_note(memory) for memory in summaries(c, scope, latest[-1].created_at, room)]
+        told = [_note(memory) for memory in summaries(c, scope, latest[-1].created_at, room, upto[1])]
         latest = latest[: limit - len(told)] + told
     return tuple(reversed(latest))
 

@@ -20,6 +20,7 @@ from aiosd.records import (
     TaskResult,
     TaskState,
     Tokens,
+    Tool,
     UsageEvent,
 )
 from aiosd.state.columns import (
@@ -276,6 +277,19 @@ def spend_held(c: Connection, at: datetime) -> None:
     for task_id, usd in rows.fetchall():
         seq = last_seq(c, task_id) + 1
         append(c, UsageEvent(task_id=task_id, seq=seq, at=at, usage=Tokens(), cost_usd=usd))
+
+
+def keep_toolset(c: Connection, digest: str, tools: bytes) -> None:
+    """`tools` as a model is told of them, in JSON; the same again changes nothing."""
+    c.execute("INSERT OR IGNORE INTO toolsets (digest, tools) VALUES (?, ?)", (digest, tools.decode()))
+
+
+def toolset(c: Connection, digest: str) -> tuple[Tool, ...]:
+    """What a `route` event names. Raises NotFound."""
+    row = c.execute("SELECT tools FROM toolsets WHERE digest = ?", (digest,)).fetchone()
+    if row is None:
+        raise NotFound(f"no set of tools {digest}")
+    return msgspec.json.decode(row[0], type=tuple[Tool, ...])
 
 
 def spend_apart(c: Connection, *, at: datetime, cost_usd: float) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 import anyio
 import msgspec
 
-from aiosd import config
 from aiosd.child import ChildDied
 from aiosd.errors import (
     AiosError,
@@ -21,10 +20,8 @@ from aiosd.errors import (
     NotFound,
     PermissionDenied,
 )
-from aiosd.events import Broker
-from aiosd.memory.memory import Memories, scope_of
+from aiosd.memory.memory import scope_of
 from aiosd.models.backend import Reply, TextDelta, ThinkingDelta, Wait
-from aiosd.models.pool import Pool
 from aiosd.protocol.sessions import SessionRun
 from aiosd.records import (
     ApprovalEvent,
@@ -53,15 +50,13 @@ from aiosd.records import (
     UsageEvent,
 )
 from aiosd.state import audit, lineage, tasks
-from aiosd.state.database import Connection, Database
+from aiosd.state.database import Connection
 from aiosd.tasks import context, steps
-from aiosd.tasks.approval import Approvals
-from aiosd.tasks.budget import Budget
-from aiosd.tasks.consolidation import Consolidation
+from aiosd.tasks.hands import Hands
 from aiosd.tasks.outcome import keep, outcome
 from aiosd.tasks.recollection import ACTING, Acting
 from aiosd.tools import policy
-from aiosd.tools.registry import Registry, Ruling
+from aiosd.tools.registry import Ruling
 
 LOOKED_AT = 20
 """Memories that are looked at for a task."""
@@ -80,21 +75,6 @@ logger = logging.getLogger(__name__)
 E = TypeVar("E", bound=Event)
 
 
-class Hands(msgspec.Struct):
-    """What an agent acts with; opened in daemon.py. A reload of the config replaces the pool and the agents."""
-
-    database: Database
-    broker: Broker
-    memory: Memories
-    registry: Registry
-    pool: Pool
-    budget: Budget
-    approvals: Approvals
-    agents: Mapping[str, config.Agent]
-    """By name."""
-    consolidation: Consolidation
-
-
 class Agent:
     """One task from its journal, empty or not, to its end."""
 
@@ -107,6 +87,7 @@ class Agent:
         params: SessionRun,
         journal: Sequence[Kept],
         turns: Sequence[Turn],
+        upto: tuple[int, int],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._hands = hands
@@ -116,7 +97,7 @@ class Agent:
         self.params = params
         self._journal = list(journal)
         self._clock = clock
-        self._turns = turns
+        self._turns, self._upto = turns, upto
         """Of its session, before it."""
         self.result: TaskResult | None = None
         """Once it is completed and that is kept."""
@@ -222,12 +203,15 @@ class Agent:
             logger.warning("a task goes on without memories", extra={"task_id": self.task.task_id})
             detail = f"without memories: {exc}"
         memories = context.chosen(found, RECALLED)
-        await self._record(self._new(ProgressEvent, stage="recalled", detail=detail, memories=memories))
+        await self._record(
+            self._new(ProgressEvent, stage="recalled", detail=detail, memories=memories, upto=self._upto)
+        )
 
     async def _infer(self) -> None:
         hands, params = self._hands, self.params
         secrets = hands.registry.audit.secrets
         tools = await hands.registry.offered(self.session, params.tools)
+        digest = await hands.told(tools)
         agent = hands.agents.get(self.session.agent or "")
         tier = params.tier or (agent.tier if agent else "balanced")
         request = msgspec.structs.replace(
@@ -266,7 +250,7 @@ class Agent:
 
         try:
             reply = await hands.pool.reply(request, on_delta=on_delta, on_wait=on_wait, reserve=reserve)
-            await self._record_reply(secrets.masked(reply), began_at, first_at)
+            await self._record_reply(secrets.masked(reply), began_at, first_at, digest)
             owed = 0.0
         except anyio.get_cancelled_exc_class():
             self._broken_off.append("a model's reply")
@@ -280,9 +264,13 @@ class Agent:
             with anyio.CancelScope(shield=True):  # memory only, but for a lock that is never held for long
                 await hands.budget.release(self.task.task_id)
 
-    async def _record_reply(self, reply: Reply, began_at: datetime, first_at: datetime | None) -> None:
+    async def _record_reply(
+        self, reply: Reply, began_at: datetime, first_at: datetime | None, digest: str
+    ) -> None:
         events: tuple[Kept, ...] = (
-            self._new(RouteEvent, decision=reply.decision, began_at=began_at, first_token_at=first_at),
+            self._new(
+                RouteEvent, decision=reply.decision, began_at=began_at, first_token_at=first_at, tools=digest
+            ),
             self._new(
                 MessageEvent,
                 ahead=1,

@@ -113,6 +113,11 @@ def by_tools(journal: Sequence[Kept], tool: str | None = None) -> frozenset[str]
     return frozenset(source.ref for e in results for source in e.sources if source.kind == "memory")
 
 
+def upto(journal: Sequence[Kept]) -> tuple[int, int] | None:
+    """The moment up to which the task sees its session; None before it is settled."""
+    return next((e.upto for e in journal if isinstance(e, ProgressEvent) and e.stage == "recalled"), None)
+
+
 def privacy(session: Session, turns: Sequence[Turn], journal: Sequence[Kept]) -> Privacy:
     """Of what the task's models have written so far: the strictest of what they were sent."""
     if session.privacy == "local":

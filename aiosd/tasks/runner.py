@@ -41,8 +41,9 @@ from aiosd.records import (
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection
 from aiosd.tasks import context, descent, steps, upkeep
-from aiosd.tasks.agent import Agent, Hands
+from aiosd.tasks.agent import Agent
 from aiosd.tasks.descent import Wish
+from aiosd.tasks.hands import Hands
 from aiosd.tasks.trace import spans
 from aiosd.tools.kernel import Caller
 
@@ -421,8 +422,9 @@ def _agent(
     """With what it is told before it begins, from the snapshot that its caller has open."""
     kind = upkeep.Upkeep if session.agent == upkeep.AGENT else Agent
     system = sessions.system(c, session.session_id)
-    turns = sessions.turns(c, session.session_id, context.TURNS)
-    return kind(hands, session, system, task, params, journal, turns)
+    upto = context.upto(journal) or sessions.moment_now(c)
+    turns = sessions.turns(c, session.session_id, context.TURNS, upto)
+    return kind(hands, session, system, task, params, journal, turns, upto)
 
 
 @asynccontextmanager
