@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aiosd.errors import AiosError
 from aiosd.protocol.memory import MemoryExport, MemoryRemember
 from aiosd.protocol.sessions import SessionClose, SessionCreate, SessionRun
 from aiosd.records import Session
+from aiosd.tasks.consolidation import PROMPT, SHORT_CHARS
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
@@ -22,6 +24,12 @@ from tests.doubles.openai_double import OpenAIDouble
 
 CANARY = "canary-"
 """How every private word begins. The local model repeats those that it reads; then its answers are private."""
+
+MUCH = "and so on " * (SHORT_CHARS // 10)
+"""With this, a session is summed up by a model when it closes."""
+
+SIDE_BY_SIDE = 8
+"""Graphs, on one daemon."""
 
 CONFIG = """
 [models.tiers]
@@ -67,7 +75,8 @@ def graph(client: Client, chance: random.Random, number: int) -> None:
                     MemoryRemember(session_id=session.session_id, content=f"the plan for spring is {word}")
                 )
             case 1 | 2:
-                run(client, session, f"What is the plan for spring, {word}?", chance)
+                more = MUCH if chance.random() < 0.3 else ""
+                run(client, session, f"What is the plan for spring, {word}? {more}", chance)
             case _ if len(sessions) > 1:
                 client.call(SessionClose(session_id=session.session_id))
                 sessions.remove(session)
@@ -88,9 +97,14 @@ async def heard(tmp_path: Path, graphs: int) -> None:
         config = CONFIG.format(near=near.url, far=far.base)
 
         def live() -> int:
+            def some(first: int) -> None:
+                with Client(daemon.socket) as client:
+                    for number in range(first, graphs, SIDE_BY_SIDE):
+                        graph(client, random.Random(number), number)
+
             with Daemon(tmp_path / "home", config=config) as daemon, Client(daemon.socket) as client:
-                for number in range(graphs):
-                    graph(client, random.Random(number), number)
+                with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+                    list(threads.map(some, range(SIDE_BY_SIDE)))
                 page = client.call(MemoryExport(limit=1000)).memories
                 private = [memory for memory in page if CANARY in memory.content]
                 assert {memory.privacy for memory in private} == {"local"}
@@ -100,6 +114,9 @@ async def heard(tmp_path: Path, graphs: int) -> None:
         sent = [json.dumps(seen.body) for seen in far.seen]
         assert len(far.chats()) > graphs / 2, "the remote model was hardly asked, so this shows nothing"
         assert len(near.chats()) > graphs
+        assert any(PROMPT in body["messages"][0]["content"] for body in near.chats()), (
+            "no session was summed up"
+        )
         assert not [body for body in sent if CANARY in body]
 
 
@@ -109,6 +126,7 @@ async def test_no_private_word_reaches_a_remote_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.anyio
 async def test_no_private_word_of_a_thousand_graphs_reaches_a_remote_model(tmp_path: Path) -> None:
     await heard(tmp_path, 1_000)
