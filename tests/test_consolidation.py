@@ -31,6 +31,7 @@ from aiosd.records import Memory, Privacy, Session, Turn
 from aiosd.state import lineage, sessions
 from aiosd.state import memories as table
 from aiosd.state.database import Connection, Database, open_database
+from aiosd.state.sessions import SUMMARIES
 from aiosd.tasks import consolidation
 from aiosd.tasks.consolidation import BATCH, IDLE, KEPT, LONG, SHORT_CHARS, Consolidation, due
 from tests.daemon import Daemon, Silent
@@ -230,6 +231,26 @@ async def test_a_long_session_keeps_its_last_turns_and_a_summary_of_those_before
         assert "turn 0" in seen[0].content and seen[-1].content == f"turn {LONG - 1}"
         runs = [o for m in made for o in await origins(here, m)]
         assert len(runs) == LONG - KEPT
+
+
+@pytest.mark.anyio
+async def test_the_turns_of_an_endless_session_do_not_grow_without_end(tmp_path: Path) -> None:
+    async with room(tmp_path) as here:
+        ours = await here.session()
+        for i in range(sessions.HELD + LONG):
+            await here.say(ours, f"turn {i}")
+        await here.settle()
+
+        def held(c: Connection) -> int:
+            (n,) = c.execute("SELECT count(*) FROM turns").fetchone()
+            return int(n)
+
+        assert await here.database.read(held) == sessions.HELD
+        seen = await here.database.read(lambda c: sessions.turns(c, ours.session_id, 1000))
+        assert [turn.role for turn in seen] == ["note"] * SUMMARIES + ["user"] * sessions.HELD
+        assert f"turn {LONG - LONG % BATCH - 1}" in seen[SUMMARIES - 1].content
+        told = [origin for memory in await here.made() for origin in await origins(here, memory)]
+        assert len(told) == sessions.HELD + LONG - KEPT
 
 
 async def origins(here: Room, memory: Memory) -> tuple[str, ...]:

@@ -17,6 +17,10 @@ _COLUMNS = (
     "session_id, user_id, title, agent, permissions, privacy, priority, max_usd, workspace, write, state,"
     " created_at, used_at"
 )
+HELD = 200
+"""Turns of a session that stay as they were said. Of those before, once they are a part of long-term memory, their
+summaries stay and the rows of their runs, which have the words too."""
+
 SUMMARIES = 3
 """Of what was said before the turns that are shown."""
 
@@ -204,8 +208,13 @@ def next_turns(c: Connection, session_id: str, n: int) -> list[tuple[int, Turn]]
 
 
 def settle(c: Connection, session_id: str, turn_id: int) -> None:
-    """Notes that the turns up to this one are a part of long-term memory."""
+    """Notes that the turns up to this one are a part of long-term memory, and drops those before the last HELD."""
     c.execute("UPDATE sessions SET consolidated = ? WHERE session_id = ?", (turn_id, session_id))
+    c.execute(
+        "DELETE FROM turns WHERE session_id = ?1 AND turn_id <= ?2 AND turn_id <="
+        " (SELECT turn_id FROM turns WHERE session_id = ?1 ORDER BY turn_id DESC LIMIT 1 OFFSET ?3)",
+        (session_id, turn_id, HELD),
+    )
 
 
 def moment_now(c: Connection) -> tuple[int, int]:
@@ -243,7 +252,8 @@ def turns(
     noted = [_note(memory) for memory in notes(c, scope, limit, upto[1])]
     # Both are the newest first, and sorting is stable: turned round, turns of one time stay as they were added.
     latest = sorted([*noted, *said], key=lambda turn: turn.created_at, reverse=True)[:limit]
-    if len(latest) == limit and (room := min(SUMMARIES, limit // 4)):
+    # A summary is as old as the last turn in it: without older turns there is none before the oldest one here.
+    if latest and (room := min(SUMMARIES, limit // 4)):
         told = [_note(memory) for memory in summaries(c, scope, latest[-1].created_at, room, upto[1])]
         latest = latest[: limit - len(told)] + told
     return tuple(reversed(latest))
