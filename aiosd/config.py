@@ -116,6 +116,11 @@ class Mcp(Section, frozen=True, kw_only=True):
 class Memory(Section, frozen=True, kw_only=True):
     embedder: str = "auto"
     """`minilm`, `none`, or a backend on this machine; `auto` is minilm where its weights are found, otherwise none."""
+    qdrant_url: str | None = None
+    """Of a Qdrant server or cluster that indexes the memories that are not private; naming it is the user's consent."""
+    key_env: str | None = None
+    """Of the server."""
+    key_file: str | None = None
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -215,13 +220,18 @@ def _config(table: dict[str, Any], folder: Path) -> Config:
             if name not in backends and name != EXTRACTIVE:
                 known = ", ".join([*backends, EXTRACTIVE])
                 raise _Wrong(f"models.tiers.{tier}[{i}]: no backend `{name}`; there are: {known}")
-    _check_embedder(config.memory.embedder, backends)
+    _check_memory(config.memory, backends)
     if config.budget.day_usd is not None and not 0 <= config.budget.day_usd < math.inf:
         raise _Wrong("budget.day_usd: expected dollars >= 0")
     return config
 
 
-def _check_embedder(name: str, backends: dict[str, Backend]) -> None:
+def _check_memory(memory: Memory, backends: dict[str, Backend]) -> None:
+    if memory.qdrant_url is not None:
+        _check_url("memory.qdrant_url", memory.qdrant_url)
+    if memory.key_env and memory.key_file:
+        raise _Wrong("memory: expected key_env or key_file, not both")
+    name = memory.embedder
     if name in EMBEDDERS:
         return
     backend = backends.get(name)

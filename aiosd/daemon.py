@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from aiosd.audit import Audit
 from aiosd.config import EMBEDDERS, Config
 from aiosd.errors import AiosError, ConfigError, InvalidState
 from aiosd.events import Broker
-from aiosd.memory import weights
+from aiosd.memory import remote, weights
 from aiosd.memory.embedding import LocalModel
 from aiosd.memory.memory import open_memory
 from aiosd.methods.services import Services
@@ -34,7 +35,7 @@ from aiosd.reload import Reload, open_reload
 from aiosd.secrets import Secrets
 from aiosd.server import Server
 from aiosd.state.database import open_database
-from aiosd.systemd import notify, passed_socket, watchdog_s
+from aiosd.systemd import credential, notify, passed_socket, watchdog_s
 from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import open_budget
 from aiosd.tasks.consolidation import open_consolidation
@@ -85,7 +86,11 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 lambda new, pool: apply(new, pool),
             ) as reload,
             open_memory(
-                database, paths.index, weights_of(config, environ), _embedder(config, reload)
+                database,
+                paths.index,
+                weights_of(config, environ),
+                _embedder(config, reload),
+                _memory_server(config, paths, environ),
             ) as memory,
             open_egress(paths.run / "egress.sock", lambda passage: _keep_passage(audit, passage)) as egress,
             open_mcp(
@@ -247,6 +252,36 @@ def _embedder(config: Config, reload: Reload) -> LocalModel | None:
         return await reload.pool.embed(texts, by=name)
 
     return LocalModel(f"{name}:{config.models.backends[name].model}", embed)
+
+
+def _memory_server(config: Config, paths: Paths, environ: Mapping[str, str]) -> remote.Server | None:
+    """The Qdrant that the config names. Raises ConfigError where there is no key that it names."""
+    memory, key = config.memory, None
+    if memory.qdrant_url is None:
+        return None
+    if memory.key_env:
+        key = environ.get(memory.key_env, "").strip() or credential(memory.key_env, environ)
+        if key is None:
+            raise ConfigError(
+                f"the key of {memory.qdrant_url}, ${memory.key_env} (memory.key_env), is not set",
+                hint=f"export {memory.key_env}=",
+            )
+    elif memory.key_file:
+        file = Path(memory.key_file).expanduser()
+        try:
+            key = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"memory.key_file: {exc}", hint=f"chmod u+r {file}") from None
+    return remote.Server(memory.qdrant_url, _collection(paths), remote.connect(memory.qdrant_url, key))
+
+
+def _collection(paths: Paths) -> str:
+    """One for each database on each machine: several may share a server."""
+    try:
+        machine = Path("/etc/machine-id").read_text()
+    except OSError:
+        machine = socket.gethostname()
+    return "aiosd-" + hashlib.sha256(f"{machine}{paths.database.absolute()}".encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -22,12 +22,12 @@ class Secrets:
     """Key files are read again once they have changed: `aiosctl model key` replaces them while the daemon runs."""
 
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
-        backends = config.models.backends.values()
-        names = sorted({b.key_env for b in backends if b.key_env})
+        keys = (*config.models.backends.values(), config.memory)
+        names = sorted({k.key_env for k in keys if k.key_env})
         self._fixed = {
             value: f"[${name}]" for name in names if len(value := environ.get(name, "").strip()) >= SHORTEST
         }
-        self._files = tuple(sorted({b.key_file for b in backends if b.key_file}))
+        self._files = tuple(sorted({k.key_file for k in keys if k.key_file}))
         self._read: dict[str, tuple[tuple[int, int, int], str]] = {}
 
     def mask(self, text: str) -> str:

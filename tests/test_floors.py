@@ -48,6 +48,7 @@ ONE_HOME: dict[str, str | tuple[str, str]] = {
     "mcp_types": ("tools.mcp_bridge", "mcp_server"),
     "sqlite3": "state",
     "qdrant_edge": "memory.index",
+    "qdrant_client": "memory.remote",
     "onnxruntime": "memory.embedder",
     "tokenizers": "memory.embedder",
     "numpy": "memory.embedder",

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiosd.errors import InvalidState
+from aiosd.errors import InvalidParams, InvalidState
 from aiosd.memory.index import Index
 from aiosd.memory.points import Point, Position, Where
-from aiosd.memory.worker import Worker
+from aiosd.memory.worker import Watch, Worker
 
 ANN = Where(user_id="ann", session_id=None)
 
@@ -33,7 +33,8 @@ def point(seq: int, text: str) -> Point:
 
 def test_the_index_is_filled_in_order_so_that_its_position_tells_what_it_lacks(tmp_path: Path) -> None:
     index = Index(tmp_path)
-    worker = Worker(index, None)
+    watch = Watch(tmp_path)
+    worker = Worker(index, None, watch)
     worker.put(after=0, points=[point(3, "tea"), point(7, "tea")])
     with pytest.raises(InvalidState, match="stands at 7, not at 3"):
         worker.put(after=3, points=[point(4, "tea")])
@@ -41,6 +42,7 @@ def test_the_index_is_filled_in_order_so_that_its_position_tells_what_it_lacks(t
     worker.put(after=7, points=[last])
     assert worker.position() == Position(3, 9, last.memory_id, "", 0)
     index.close()
+    watch.close()
     again = Index(tmp_path)
     assert again.position() == Position(3, 9, last.memory_id, "", 0)
     again.clear()
@@ -90,7 +92,7 @@ def test_vectors_are_checked_before_the_engine_has_them(tmp_path: Path) -> None:
         [[3.0, 4.0]],
         [[1.0, 0.0], [math.inf, 0.0]],
     ):
-        with pytest.raises(ValueError, match="expected vectors of 2 numbers"):
+        with pytest.raises(InvalidParams, match="expected vectors of 2 numbers"):
             index.put_vectors({one.memory_id: [[1.0, 0.0]], two.memory_id: bad})
     assert index.lacking(10) == [two.memory_id, one.memory_id]
     index.close()

@@ -183,7 +183,7 @@ def test_rows_come_whole_in_an_order_that_only_grows(ledger: Connection, all: li
     c = ledger
     c.execute("BEGIN")
     try:
-        _, before = memories.position(c)
+        before = max((seq for seq, _ in memories.rows(c, 0, 1_000)), default=0)
         memories.add(c, all)
         rows = memories.rows(c, before, 100)
         assert [memory for _, memory in rows] == all
@@ -191,8 +191,12 @@ def test_rows_come_whole_in_an_order_that_only_grows(ledger: Connection, all: li
         for seq, memory in rows:
             assert memories.get(c, memory.memory_id) == memory
             assert memories.rows(c, seq - 1, 1) == [(seq, memory)]
-            assert memories.count_upto(c, seq) == rows.index((seq, memory)) + 1
-        assert memories.position(c) == (len(all), rows[-1][0] if rows else 0)
+            assert memories.count(c, upto=seq) == rows.index((seq, memory)) + 1
+        assert memories.count(c) == len(all)
+        for privacy in ("any", "local"):
+            assert [memory for _, memory in memories.rows(c, before, 100, privacy)] == [
+                memory for memory in all if memory.privacy == privacy
+            ]
     finally:
         c.execute("ROLLBACK")
 
@@ -200,11 +204,11 @@ def test_rows_come_whole_in_an_order_that_only_grows(ledger: Connection, all: li
 def test_what_is_forgotten_is_gone_and_its_number_is_not_given_again(c: Connection) -> None:
     one, two, three = new(), new(), new()
     memories.add(c, [one, two])
-    _, last = memories.position(c)
+    last = memories.rows(c, 0, 9)[-1][0]
     assert memories.delete(c, [two.memory_id, two.memory_id, str(UUID(int=9)), "none"]) == 1
     with pytest.raises(NotFound):
         memories.get(c, two.memory_id)
-    assert memories.position(c) == (1, last - 1)
+    assert [seq for seq, _ in memories.rows(c, 0, 9)] == [last - 1]
     memories.add(c, [three])
     assert memories.rows(c, last - 1, 9) == [(last + 1, three)]
     assert memories.delete(c, []) == 0

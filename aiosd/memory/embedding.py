@@ -8,14 +8,15 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from typing import Any, Protocol
 
 import anyio
 import msgspec
 
-from aiosd.child import Call, Child, ChildDied, backoff_s
+from aiosd.child import Call, ChildDied, backoff_s
 from aiosd.errors import AiosError, DeadlineExceeded
 from aiosd.memory.points import Position, Text
-from aiosd.records import Embedded, Memory
+from aiosd.records import Embedded, Memory, Privacy
 from aiosd.state import memories
 from aiosd.state.database import Database
 
@@ -46,6 +47,18 @@ SHARED = 100
 logger = logging.getLogger(__name__)
 
 
+class Engine(Protocol):
+    """Who has the index: the worker, or a server."""
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    async def call(self, method: str, params: object = None, *, timeout_s: float) -> Any: ...
+
+    def kill(self) -> None:
+        """It hangs, and is to be made ready again."""
+
+
 class LocalModel(msgspec.Struct, frozen=True):
     """A model that a server on this machine runs."""
 
@@ -58,9 +71,17 @@ class LocalModel(msgspec.Struct, frozen=True):
 class Embedding:
     """What is still to be embedded. `model` is None where the worker embeds by itself, or nobody does."""
 
-    def __init__(self, database: Database, child: Child, embedder: str, model: LocalModel | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        child: Engine,
+        embedder: str,
+        model: LocalModel | None,
+        privacy: Privacy | None = None,
+    ) -> None:
         self._database = database
         self._child = child
+        self._privacy = privacy
         self._model = model
         self._vector_name = re.sub(r"[^\w.-]", "_", model.name) if model else ""
         """The index makes a file of it."""
@@ -171,7 +192,7 @@ class Embedding:
                 del self._new[-TEXTS:]
             else:
                 ids = msgspec.convert(await call("lacking", {"n": TEXTS}, timeout_s=LACKING_S), list[str])
-            known = await self._database.read(partial(memories.texts, ids=ids))
+            known = await self._database.read(partial(memories.texts, ids=ids, privacy=self._privacy))
             await self.embed(known)
             if self._in_hand:
                 self._in_hand = []

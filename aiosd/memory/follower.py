@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from heapq import nlargest
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 import msgspec
 
-from aiosd.child import Call, Child, ChildDied, backoff_s, open_child
+from aiosd.child import Call, ChildDied, Started, backoff_s, open_child
 from aiosd.errors import AiosError, DeadlineExceeded
-from aiosd.memory.embedding import TEXTS, Embedding, LocalModel, said
+from aiosd.memory.embedding import TEXTS, Embedding, Engine, LocalModel, said
+from aiosd.memory.graph import DIM
 from aiosd.memory.points import Point, Position, Where
-from aiosd.memory.ranking import Found
+from aiosd.memory.ranking import CANDIDATES, Found
+from aiosd.memory.remote import Server, open_remote
 from aiosd.memory.weights import MODEL
-from aiosd.records import Memory
+from aiosd.records import Memory, Privacy
 from aiosd.state import memories
 from aiosd.state.columns import micros
 from aiosd.state.database import Connection, Database
@@ -47,7 +50,7 @@ QUERY_S = 20.0
 """Deadline of one query, with the start of a worker before it."""
 
 QUERY_TRIES = 3
-"""Workers that may die under a query: one by chance, or ATTEMPTS of the index on damaged files before it is made again."""
+"""Workers that may die under a query: by chance, or on damaged files, which the next one makes again."""
 
 WAIT_S = 30.0
 """How long `caught_up` waits for the index at most. What is in SQLite is safe without it."""
@@ -74,38 +77,104 @@ async def open_follower(
     folder: Path,
     weights: Path | None,
     model: LocalModel | None = None,
+    server: Server | None = None,
     *,
     idle_s: float = IDLE_S,
-) -> AsyncIterator[Follower]:
+) -> AsyncIterator[Index]:
     """The index in this folder, in its worker, which is started at once; by words alone without `weights` of the
-    worker's embedder and without a `model` instead of it."""
-
-    async def started(call: Call) -> None:
-        await follower.synchronize(call)
-
+    worker's embedder and without a `model` instead of it. With a server only private memories are in the folder."""
     argv = [sys.executable, "-P", "-m", "aiosd.memory.worker", str(folder)]
     if weights is not None:
         argv.append(str(weights))
+    embedder = MODEL if weights is not None else model.name if model is not None else "none"
+    followers: list[Follower] = []
+
+    def starting(number: int) -> Started:
+        async def started(call: Call) -> None:
+            await followers[number].synchronize(call)
+
+        return started
+
+    def follow(engine: Engine, privacy: Privacy | None) -> Follower:
+        embedding = Embedding(database, engine, embedder, model, privacy)
+        followers.append(Follower(database, engine, embedding, privacy))
+        return followers[-1]
+
     async with (
-        open_child(argv, name="memory worker", env={}, idle_s=idle_s, started=started) as child,
-        anyio.create_task_group() as tasks,
+        open_child(argv, name="memory worker", env={}, idle_s=idle_s, started=starting(0)) as child,
+        AsyncExitStack() as stack,
     ):
-        embedder = MODEL if weights is not None else model.name if model is not None else "none"
-        follower = Follower(database, child, Embedding(database, child, embedder, model))
-        tasks.start_soon(follower.run)
-        tasks.start_soon(follower.embedding.run)
-        tasks.start_soon(follower.run_checking)
-        try:
-            yield follower
-        finally:
-            tasks.cancel_scope.cancel()
+        index: Index = follow(child, "local" if server else None)
+        if server is not None:
+            own = (MODEL, DIM) if weights is not None else None
+            remote = await stack.enter_async_context(open_remote(server, child, own, starting(1)))
+            index = Parted(followers[0], follow(remote, "any"))
+        async with anyio.create_task_group() as tasks:
+            for follower in followers:
+                tasks.start_soon(follower.run)
+                tasks.start_soon(follower.embedding.run)
+                tasks.start_soon(follower.run_checking)
+            try:
+                yield index
+            finally:
+                tasks.cancel_scope.cancel()
+
+
+class Index(Protocol):
+    """What finds memories."""
+
+    @property
+    def embedder(self) -> str: ...
+
+    async def caught_up(self, forgotten: Collection[str] = ()) -> None: ...
+
+    async def query(self, text: str, meaning: str, where: Where, *, is_private: bool = False) -> Found: ...
+
+    def reindex(self) -> AsyncIterator[Progress]: ...
+
+
+class Parted:
+    """Private memories in one index, the others in another. A private query is asked of the first alone."""
+
+    def __init__(self, private: Follower, other: Follower) -> None:
+        self._private = private
+        self._other = other
+
+    @property
+    def embedder(self) -> str:
+        return self._private.embedder
+
+    async def caught_up(self, forgotten: Collection[str] = ()) -> None:
+        async with anyio.create_task_group() as both:
+            both.start_soon(self._private.caught_up, forgotten)
+            both.start_soon(self._other.caught_up, forgotten)
+
+    async def query(self, text: str, meaning: str, where: Where, *, is_private: bool = False) -> Found:
+        """The best of both. Raises ChildDied, DeadlineExceeded where either does not work: half an answer would
+        look like a whole one."""
+        found = await self._private.query(text, meaning, where)
+        if is_private:
+            return found
+        other = await self._other.query(text, meaning, where)
+        return Found(_best(found.words | other.words), _best(found.meaning | other.meaning))
+
+    async def reindex(self) -> AsyncIterator[Progress]:
+        done = total = 0
+        async for done, total in self._private.reindex():
+            yield Progress(done, total)
+        async for more, others in self._other.reindex():
+            yield Progress(done + more, total + others)
 
 
 class Follower:
     """The index, as far as it has come."""
 
-    def __init__(self, database: Database, child: Child, embedding: Embedding) -> None:
+    def __init__(
+        self, database: Database, child: Engine, embedding: Embedding, privacy: Privacy | None = None
+    ) -> None:
         self._database = database
+        self._privacy = privacy
+        """Of the rows that it follows; None is all."""
         self._child = child
         self._after = 0
         """The last row that the index has seen."""
@@ -136,7 +205,11 @@ class Follower:
                 if not forgotten:
                     await self.embedding.caught_up()
 
-    async def query(self, text: str, meaning: str, where: Where) -> Found:
+    @property
+    def embedder(self) -> str:
+        return self.embedding.embedder
+
+    async def query(self, text: str, meaning: str, where: Where, *, is_private: bool = False) -> Found:
         """What fits the words of `text`, and what `meaning`. Raises ChildDied, DeadlineExceeded."""
         tries = 0
         params = {"text": text, "meaning": meaning, "where": where}
@@ -207,7 +280,7 @@ class Follower:
         seq, mended = 0, 0
         while rows := [
             row
-            for row in await self._database.read(lambda c: memories.rows(c, seq, ROWS))  # noqa: B023
+            for row in await self._database.read(lambda c: memories.rows(c, seq, ROWS, self._privacy))  # noqa: B023
             if row[0] <= self._after
         ]:
             began = anyio.current_time()
@@ -226,12 +299,12 @@ class Follower:
         Left in the middle, what was put again and has no vector yet is embedded as what is new is.
         """
         await self._whole()
-        total = await self._database.read(lambda c: memories.position(c)[0])
+        total = await self._database.read(lambda c: memories.count(c, self._privacy))
         seq = done = 0
         try:
             while rows := [
                 row
-                for row in await self._database.read(lambda c: memories.rows(c, seq, TEXTS))  # noqa: B023
+                for row in await self._database.read(lambda c: memories.rows(c, seq, TEXTS, self._privacy))  # noqa: B023
                 if row[0] <= self._after
             ]:
                 for points in _batches(rows):
@@ -261,7 +334,7 @@ class Follower:
 
     async def _take_back(self, ids: Sequence[str]) -> None:
         """Of these, which were put again, those that had just been forgotten."""
-        kept = await self._database.read(lambda c: memories.there(c, ids))
+        kept = await self._database.read(lambda c: memories.there(c, ids, self._privacy))
         self._forgotten.update(set(ids) - kept)
         self._wake.set()
 
@@ -276,10 +349,10 @@ class Follower:
         """
         await self._delete(call)
         position = await self.embedding.opened(call)
-        is_part, behind = await self._database.read(lambda c: _compare(c, position))
+        is_part, behind = await self._database.read(lambda c: _compare(c, position, self._privacy))
         if not is_part and await self._delete_strays(call):
             position = msgspec.convert(await call("position", timeout_s=CHANGE_S), Position)
-            is_part, behind = await self._database.read(lambda c: _compare(c, position))
+            is_part, behind = await self._database.read(lambda c: _compare(c, position, self._privacy))
         if is_part:
             self._after = position.last_seq
         else:
@@ -304,8 +377,12 @@ class Follower:
         while page := msgspec.convert(
             await call("ids", {"after": after, "n": DELETES}, timeout_s=CHANGE_S), list[tuple[int, str]]
         ):
+            if page[-1][0] <= after:  # its order is damaged, and would lead in a circle
+                return 0
             after = page[-1][0]
-            there = await self._database.read(lambda c: memories.there(c, [id for _, id in page]))
+            there = await self._database.read(
+                lambda c: memories.there(c, [id for _, id in page], self._privacy)
+            )
             kept += len(there)
             strays += [id for _, id in page if id not in there]
         if len(strays) > kept:
@@ -323,7 +400,7 @@ class Follower:
         await self._delete(call)
 
     async def _put(self, call: Call) -> None:
-        while rows := await self._database.read(lambda c: memories.rows(c, self._after, ROWS)):
+        while rows := await self._database.read(lambda c: memories.rows(c, self._after, ROWS, self._privacy)):
             for points in _batches(rows):
                 # The worker refuses what does not join on: it was restarted meanwhile, and `_after` is another.
                 await call("put", {"after": self._after, "points": points}, timeout_s=CHANGE_S)
@@ -339,15 +416,19 @@ class Follower:
             self._forgotten.difference_update(ids)
 
 
-def _compare(c: Connection, position: Position) -> tuple[bool, int]:
+def _best(scores: Mapping[str, float]) -> dict[str, float]:
+    return dict(nlargest(CANDIDATES, scores.items(), key=lambda each: each[1]))
+
+
+def _compare(c: Connection, position: Position, privacy: Privacy | None) -> tuple[bool, int]:
     """Whether the index is the first part of the table, with nothing missing; and by how many rows it is shorter.
 
     The count shows what was lost or not deleted, the id a table that is not the one it was made from.
     """
-    count, _ = memories.position(c)
-    rows = memories.rows(c, position.last_seq - 1, 1) if position.count else []
+    count = memories.count(c, privacy)
+    rows = memories.rows(c, position.last_seq - 1, 1, privacy) if position.count else []
     last_id = rows[0][1].memory_id if rows else None
-    if last_id == position.last_id and memories.count_upto(c, position.last_seq) == position.count:
+    if last_id == position.last_id and memories.count(c, privacy, upto=position.last_seq) == position.count:
         return True, count - position.count
     return False, count
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import qdrant_edge as qe
 
+from aiosd.errors import InvalidParams
 from aiosd.memory.points import Point, Position, Where
 from aiosd.memory.ranking import Found
 
@@ -29,8 +30,8 @@ FORMAT = 2
 FLUSH_EVERY = 1_000
 """Points after which the shard is brought to the disk. What a power cut takes is put again from SQLite."""
 
-ATTEMPTS = 2
-"""Processes that may end, one after the other, before one of them has answered a query; then the shard is suspect."""
+OPENINGS = 2
+"""Processes that may be killed, one after the other, while they open the shard; then it is suspect."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,16 @@ logger = logging.getLogger(__name__)
 class Index:
     """One shard. Points are put in order of `seq`, so that a lost tail shows in its position."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_damaged: bool = False) -> None:
         """Opens what is in the folder, or starts again where that is damaged. The caller holds the folder's lock."""
         self._path = folder / f"shard-{FORMAT}"
-        self._attempts = folder / "attempts"
+        self._opening = folder / "opening"
+        self.is_new = False
+        """It was made by this process: what is wrong with it is no damage."""
         self._shard: qe.EdgeShard
         self.last_seq = 0
         """Of the last point that was put; where it has been deleted since, still that."""
         self._unflushed = 0
-        self._has_answered = False
         self._bm25 = _bm25()
         self._vectors = ""
         """The named vector, which bears the name of its model; "" for none."""
@@ -56,7 +58,10 @@ class Index:
         for old in folder.glob("shard-*"):
             if old != self._path:
                 shutil.rmtree(old)
-        self._open()
+        if is_damaged:
+            self._create()
+        else:
+            self._open()
 
     def position(self) -> Position:
         count = self._shard.count(qe.CountRequest(exact=True))
@@ -119,7 +124,6 @@ class Index:
         by_words = self._nearest(words, "bm25", where, n) if words.indices else {}
         fits = vector is not None and len(vector) == self._dim > 0
         by_meaning = self._nearest(vector, self._vectors, where, n) if fits else {}
-        self._answered()
         return Found({id: score for id, score in by_words.items() if score > 0}, by_meaning)
 
     def _nearest(self, vector: Any, name: str, where: Where, n: int) -> dict[str, float]:
@@ -136,6 +140,16 @@ class Index:
             )
         )
         return {str(hit.id): hit.score for hit in hits}
+
+    def words(self, text: str) -> tuple[list[int], list[float]]:
+        """What `put` would make of a text."""
+        words = self._bm25.embed_document(_spaced(text))
+        return list(words.indices), list(words.values)
+
+    def asked_words(self, text: str) -> tuple[list[int], list[float]]:
+        """What `query` would make of a text."""
+        words = self._bm25.embed_query(_spaced(text))
+        return list(words.indices), list(words.values)
 
     # --- vectors ---------------------------------------------------------------------------------------
 
@@ -165,11 +179,11 @@ class Index:
         return [str(point.id) for point in found]
 
     def put_vectors(self, vectors: Mapping[str, list[list[float]]]) -> None:
-        """Those of the parts of each memory; of a memory that is not here, nothing. Raises ValueError."""
+        """Those of the parts of each memory; of a memory that is not here, nothing. Raises InvalidParams."""
         for parts in vectors.values():
             if not parts or not all(_is_unit(part, self._dim) for part in parts):
                 # The engine would keep it: it refuses no NaN, and a wrong dimension only after the points before it.
-                raise ValueError(f"expected vectors of {self._dim} numbers, of unit length")
+                raise InvalidParams(f"expected vectors of {self._dim} numbers, of unit length")
         here = self._shard.retrieve(list(vectors), with_payload=False, with_vector=False)
         known = [str(record.id) for record in here]
         if known:
@@ -202,7 +216,6 @@ class Index:
 
     def close(self) -> None:
         """Brought to the disk, nothing may be asked any more."""
-        self._answered()
         self.flush()
         self._shard.close()
 
@@ -219,21 +232,16 @@ class Index:
         if self._unflushed >= FLUSH_EVERY:
             self.flush()
 
-    def _answered(self) -> None:
-        if not self._has_answered:
-            self._has_answered = True
-            self._attempts.unlink(missing_ok=True)
-
     # --- opening ---------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        attempts = len(self._attempts.read_bytes()) if self._attempts.exists() else 0
-        with self._attempts.open("ab") as file:
+        kills = len(self._opening.read_bytes()) if self._opening.exists() else 0
+        with self._opening.open("ab") as file:
             file.write(b".")
         if not self._path.exists():
             self._create()
-        elif attempts >= ATTEMPTS:
-            logger.warning("the index killed its process %d times: it is made again", attempts)
+        elif kills >= OPENINGS:
+            logger.warning("the index killed its process %d times: it is made again", kills)
             self._create()
         else:
             try:
@@ -243,6 +251,7 @@ class Index:
             except BaseException as exc:  # noqa: BLE001 - a Rust panic is no Exception; and the shard is made again
                 logger.warning("the index is damaged and is made again: %s", exc)
                 self._create()
+        self._opening.unlink()
 
     def _load(self) -> None:
         self._shard = qe.EdgeShard.load(str(self._path))
@@ -278,6 +287,7 @@ class Index:
             self._shard.update(qe.UpdateOperation.create_field_index(field, index))
         self.flush()
         self.last_seq = 0
+        self.is_new = True
 
 
 def _bm25() -> qe.Bm25:

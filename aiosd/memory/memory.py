@@ -18,8 +18,9 @@ import msgspec
 from aiosd.errors import InvalidParams, InvalidState
 from aiosd.memory import checks, ranking
 from aiosd.memory.embedding import LocalModel
-from aiosd.memory.follower import IDLE_S, Follower, Progress, open_follower
+from aiosd.memory.follower import IDLE_S, Index, Progress, open_follower
 from aiosd.memory.points import Where
+from aiosd.memory.remote import Server
 from aiosd.protocol.memory import Export, Exported, Lineage, NewMemory, Origin, Stats
 from aiosd.records import Memory, Privacy, ScoredMemory, Session
 from aiosd.state import lineage, sessions
@@ -48,7 +49,9 @@ def scope_of(session: Session) -> Scope:
     """What a session may see: with `memory` or `*` all of its user's memories, otherwise its own."""
     given = set(session.permissions)
     whole_user = bool(given & {"memory", "*"}) and not given & {"!memory", "!*"}
-    return Scope(session.user_id, None if whole_user else session.session_id)
+    return Scope(
+        session.user_id, None if whole_user else session.session_id, is_private=session.privacy == "local"
+    )
 
 
 @asynccontextmanager
@@ -57,22 +60,23 @@ async def open_memory(
     index_dir: Path,
     weights: Path | None = None,
     model: LocalModel | None = None,
+    server: Server | None = None,
     *,
     idle_s: float = IDLE_S,
 ) -> AsyncIterator[Memories]:
     """The memories in this database, with their index in this folder, which is made where there is none.
 
     They are found by their words, and by their meaning with the embedder's `weights` or a `model` instead of it. The
-    worker that finds them ends after `idle_s` unasked, until it is asked again.
+    worker that finds them ends after `idle_s` unasked, until it is asked again. On a `server` are all but the private.
     """
-    async with open_follower(database, index_dir, weights, model, idle_s=idle_s) as index:
+    async with open_follower(database, index_dir, weights, model, server, idle_s=idle_s) as index:
         yield Memories(database, index)
 
 
 class Memories:
     """All that is remembered."""
 
-    def __init__(self, database: Database, index: Follower) -> None:
+    def __init__(self, database: Database, index: Index) -> None:
         self._database = database
         self._index = index
 
@@ -108,7 +112,7 @@ class Memories:
     @property
     def embedder(self) -> str:
         """The model that finds by meaning; "none", and why where one was to be used."""
-        return self._index.embedding.embedder
+        return self._index.embedder
 
     async def index(self, added: Sequence[Memory]) -> None:
         """Returns once recall finds these, which are committed; or when that takes long, for they are safe."""
@@ -157,7 +161,8 @@ class Memories:
         """At most `n` (1 to 100) memories that share words or meaning with the query, or stand in a conversation
         beside one that does, the best first.
 
-        `as_of` leaves out what was created after it. Raises InvalidParams; ChildDied and DeadlineExceeded where the
+        `as_of` leaves out what was created after it. What is asked in a private scope stays on this machine: of what a server has
+        indexed it finds nothing. Raises InvalidParams; ChildDied and DeadlineExceeded where the
         index does not work.
         """
         if not 1 <= n <= MAX_RECALLED:
@@ -174,7 +179,7 @@ class Memories:
         query = query[:MAX_QUERY]
         speaker = ranking.named(query, await self._database.read(lambda c: table.speakers(c, scope)))
         meaning = ranking.meaning(query, speaker)
-        hits = await self._index.query(query, meaning, where)
+        hits = await self._index.query(query, meaning, where, is_private=scope.is_private)
 
         def ranked(c: Connection) -> tuple[list[tuple[str, float]], dict[str, Memory]]:
             ids = list(hits.words.keys() | hits.meaning.keys())

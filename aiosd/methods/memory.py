@@ -61,7 +61,7 @@ async def memory_recall(services: Services, peer: server.Peer, params: MemoryRec
     if params.scope == "session":
         if params.session_id is None:
             raise InvalidParams("scope: `session` needs a session_id")
-        scope = Scope(scope.user_id, params.session_id)
+        scope = msgspec.structs.replace(scope, session_id=params.session_id)
     found = await services.memory.recall(
         scope, params.query, n=params.n, as_of=params.as_of, kind=params.kind, source=params.source
     )

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from aiosd.errors import NotFound
-from aiosd.records import Memory
+from aiosd.records import Memory, Privacy
 from aiosd.state.columns import (
     MAX_INTEGER,
     Integer,
@@ -40,6 +40,8 @@ class Scope(msgspec.Struct, frozen=True):
 
     user_id: str
     session_id: str | None
+    is_private: bool = False
+    """What is asked here stays on this machine."""
 
 
 def _inside(scope: Scope) -> tuple[str, tuple[str, ...]]:
@@ -138,12 +140,14 @@ def summaries(
     return tuple(map(_memory, rows))
 
 
-def rows(c: Connection, after: int, limit: int) -> list[tuple[int, Memory]]:
-    """Everybody's, in order of `seq`, which only grows: what an index has not seen yet."""
+def rows(c: Connection, after: int, limit: int, privacy: Privacy | None = None) -> list[tuple[int, Memory]]:
+    """Everybody's, in order of `seq`, which only grows: what an index has not seen yet. Of one privacy or of all."""
     return [
         (row[11], _memory(row))
         for row in c.execute(
-            f"SELECT {_COLUMNS}, seq FROM memories WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+            f"SELECT {_COLUMNS}, seq FROM memories WHERE seq > ?1 AND (?2 IS NULL OR privacy = ?2)"
+            " ORDER BY seq LIMIT ?3",
+            (after, privacy, limit),
         )
     ]
 
@@ -258,25 +262,29 @@ def around(
     ).fetchall()
 
 
-def texts(c: Connection, ids: Sequence[str]) -> list[Memory]:
-    """Those of the ids that are there, whoever's, for the index."""
-    return [_memory(row) for row in c.execute(f"SELECT {_COLUMNS} FROM {_AMONG}", (_json(ids),))]
+def texts(c: Connection, ids: Sequence[str], privacy: Privacy | None = None) -> list[Memory]:
+    """Those of the ids that are there, whoever's, for the index; of one privacy or of all."""
+    found = c.execute(
+        f"SELECT {_COLUMNS} FROM {_AMONG} WHERE ? IS NULL OR privacy = ?", (_json(ids), privacy, privacy)
+    )
+    return [_memory(row) for row in found]
 
 
-def there(c: Connection, ids: Sequence[str]) -> set[str]:
-    """Those of the ids that are there, whoever's."""
-    return {row[0] for row in c.execute(f"SELECT memory_id FROM {_AMONG}", (_json(ids),))}
+def there(c: Connection, ids: Sequence[str], privacy: Privacy | None = None) -> set[str]:
+    """Those of the ids that are there, whoever's; of one privacy or of all."""
+    found = c.execute(
+        f"SELECT memory_id FROM {_AMONG} WHERE ? IS NULL OR privacy = ?", (_json(ids), privacy, privacy)
+    )
+    return {row[0] for row in found}
 
 
-def position(c: Connection) -> tuple[int, int]:
-    """How many there are, and the `seq` of the last that is there; 0 without any."""
-    count, last = c.execute("SELECT count(*), coalesce(max(seq), 0) FROM memories").fetchone()
-    return count, last
-
-
-def count_upto(c: Connection, seq: int) -> int:
-    count: int = c.execute("SELECT count(*) FROM memories WHERE seq <= ?", (seq,)).fetchone()[0]
-    return count
+def count(c: Connection, privacy: Privacy | None = None, *, upto: int | None = None) -> int:
+    """How many there are: of one privacy or of all, up to a `seq` or to the last."""
+    counted: int = c.execute(
+        "SELECT count(*) FROM memories WHERE (?1 IS NULL OR privacy = ?1) AND (?2 IS NULL OR seq <= ?2)",
+        (privacy, upto),
+    ).fetchone()[0]
+    return counted
 
 
 def select(
