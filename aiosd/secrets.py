@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from aiosd.config import Config
+from aiosd.config import Backend, Config, Memory
 
 SHORTEST = 8
 """Characters. What is shorter is no key, and its masking would tear words apart."""
@@ -22,7 +22,7 @@ class Secrets:
     """Key files are read again once they have changed: `aiosctl model key` replaces them while the daemon runs."""
 
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
-        keys = (*config.models.backends.values(), config.memory)
+        keys: list[Backend | Memory] = [*config.models.backends.values(), config.memory]
         names = sorted({k.key_env for k in keys if k.key_env})
         self._fixed = {
             value: f"[${name}]" for name in names if len(value := environ.get(name, "").strip()) >= SHORTEST
