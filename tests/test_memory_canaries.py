@@ -113,7 +113,7 @@ async def heard(tmp_path: Path, graphs: int) -> None:
         assert await anyio.to_thread.run_sync(live) > min(graphs, 200)  # of the first page of memories
         sent = [json.dumps(seen.body) for seen in far.seen]
         assert len(far.chats()) > graphs / 2, "the remote model was hardly asked, so this shows nothing"
-        assert len(near.chats()) > graphs
+        assert len(near.chats()) > graphs / 4  # after failures in a row its breaker keeps the next away
         assert any(PROMPT in body["messages"][0]["content"] for body in near.chats()), (
             "no session was summed up"
         )
