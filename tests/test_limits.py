@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosd import records as r
+from aiosd.errors import Overloaded
 from aiosd.models.repetition import EVERY_CHARS, LEAST_CHARS, LEAST_TIMES, WINDOW, repeats_from
 from aiosd.protocol.tasks import TaskCancel, TaskGet
+from aiosd.tasks.admission import MAX_OPEN, MAX_OPEN_OF_USER, check_room
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
@@ -136,3 +138,36 @@ async def test_cancelling_kills_what_a_tool_has_daemonized_within_two_seconds(tm
     assert ended.error["data"]["ended"] == ["the tool `daemonize`"]
     assert ended.error["data"]["result"]["result"] == "Wait."
     assert took_s <= 2
+
+
+@pytest.mark.parametrize(
+    ("open_of", "refused"),
+    [
+        ({}, False),
+        ({"ann": MAX_OPEN_OF_USER - 1}, False),
+        ({"ann": MAX_OPEN_OF_USER}, True),
+        ({"bob": MAX_OPEN_OF_USER, "ann": 1}, False),
+        ({"bob": MAX_OPEN - 1}, False),
+        ({"bob": MAX_OPEN_OF_USER, "cid": MAX_OPEN - MAX_OPEN_OF_USER}, True),
+    ],
+)
+def test_one_user_cannot_take_all_the_room_there_is(open_of: dict[str, int], refused: bool) -> None:
+    if not refused:
+        return check_room(open_of, "ann")
+    with pytest.raises(Overloaded, match="tasks"):
+        check_room(open_of, "ann")
+
+
+async def test_a_user_whose_room_is_full_is_told_so_and_another_is_served(tmp_path: Path) -> None:
+    def filled(daemon: Daemon) -> None:
+        ann, bob = daemon.session(user_id="ann"), daemon.session(user_id="bob")
+        for _ in range(MAX_OPEN_OF_USER):
+            daemon.start_task(ann, "Go")
+        with pytest.raises(Overloaded, match="ann has 500 tasks open"):
+            daemon.start_task(ann, "Go")
+        assert daemon.start_task(bob, "Go").state == "queued"
+
+    async with OllamaDouble(Script(fault="hang")) as model:
+        with Daemon(tmp_path, config(model)) as daemon:
+            with anyio.fail_after(100):
+                await aside(lambda: filled(daemon))

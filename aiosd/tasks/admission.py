@@ -1,12 +1,13 @@
-"""What a new session is: the caller's words, the agent's and the config's defaults, settled once for its life."""
+"""Who is let in: what a new session is, settled once for its life, and whether there is room for a task more."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
 from aiosd.config import Config
-from aiosd.errors import InvalidParams
+from aiosd.errors import InvalidParams, Overloaded
 from aiosd.paths import user_name
 from aiosd.protocol.sessions import SessionCreate
 from aiosd.records import Session
@@ -14,6 +15,22 @@ from aiosd.tools.policy import check_permissions
 
 MAX_TITLE = 200
 """Characters."""
+
+MAX_OPEN = 1000
+"""Tasks that may be open at once."""
+
+MAX_OPEN_OF_USER = 500
+"""Tasks that one user may have open, so that there is room for another's."""
+
+
+def check_room(open_of: Mapping[str, int], user_id: str) -> None:
+    """For a task more of this user's, with the open tasks by user. Raises Overloaded."""
+    if sum(open_of.values()) >= MAX_OPEN:
+        raise Overloaded(f"{MAX_OPEN} tasks are open; wait until one ends", hint="aiosctl ps")
+    if open_of.get(user_id, 0) >= MAX_OPEN_OF_USER:
+        raise Overloaded(
+            f"{user_id} has {MAX_OPEN_OF_USER} tasks open; wait until one ends", hint="aiosctl ps"
+        )
 
 
 def admit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,7 +21,6 @@ from aiosd.errors import (
     InvalidParams,
     InvalidState,
     NotFound,
-    Overloaded,
     from_wire,
 )
 from aiosd.protocol.sessions import SessionRun
@@ -41,6 +41,7 @@ from aiosd.records import (
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection
 from aiosd.tasks import context, descent, steps, upkeep
+from aiosd.tasks.admission import check_room
 from aiosd.tasks.agent import Agent
 from aiosd.tasks.descent import Wish
 from aiosd.tasks.hands import Hands
@@ -48,9 +49,6 @@ from aiosd.tasks.trace import spans
 from aiosd.tools.kernel import Caller
 
 logger = logging.getLogger(__name__)
-
-MAX_OPEN = 1000
-"""Tasks that may be open at once; one more is answered `overloaded`."""
 
 MAX_TASK = 100_000
 """Characters of a task. What is longer is an input."""
@@ -91,8 +89,7 @@ class Runner:
         Raises NotFound, InvalidState for a closed session, InvalidParams, Overloaded."""
         _check(params)
         params = self._hands.registry.audit.secrets.masked(params)
-        if len(self._runs) >= MAX_OPEN:
-            raise Overloaded(f"{MAX_OPEN} tasks are open; wait until one ends")
+        open_of = self._open_of()
         task_id = str(uuid4())
         now = datetime.now(UTC)
 
@@ -111,6 +108,7 @@ class Runner:
             )
             queued: tuple[Kept, ...] = ()
             if task.task_id == task_id:
+                check_room(open_of, session.user_id)
                 queued = (StateEvent(task_id=task_id, seq=1, at=now, state="queued"),)
                 tasks.append(c, *queued)
                 sessions.touch(c, session.session_id, now)
@@ -130,9 +128,8 @@ class Runner:
         parent = self._runs.get(caller.task_id or "")
         if parent is None or caller.call is None or parent.cancelled:
             raise InvalidState("only a task that runs can start another", hint='aiosctl run --detach "..."')
-        if len(self._runs) >= MAX_OPEN:
-            raise Overloaded(f"{MAX_OPEN} tasks are open; wait until one ends")
         of, call = parent.agent, caller.call
+        check_room(self._open_of(), of.session.user_id)
         agent = None
         if wish.agent is not None and (agent := self._hands.agents.get(wish.agent)) is None:
             known = ", ".join(self._hands.agents) or "none"
@@ -179,6 +176,10 @@ class Runner:
             task, child, queued = made
             self._go(task, child, queued)
         return task
+
+    def _open_of(self) -> Counter[str]:
+        """How many tasks of each user are open. Starts that are being committed are not among them."""
+        return Counter(run.agent.session.user_id for run in self._runs.values())
 
     async def child(self, caller: Caller, number: int) -> str:
         """The id of a task that the caller's has started. Raises NotFound."""
