@@ -133,7 +133,7 @@ def test_what_is_no_entry_is_refused(entry: str) -> None:
 
 # --- rules on what a call is about ---------------------------------------------------------------------------
 
-PLACE = Place(workspace="/home/me/work", home="/home/me")
+PLACE = Place(workspace="/home/me/project", home="/home/me")
 
 
 def taking(name: str, argument: str, *permissions: str, leaves: bool = False) -> Tool:
@@ -166,7 +166,7 @@ def verdict(tool: Tool, value: object, *permissions: str, always: tuple[str, ...
     ("tool", "value", "permissions", "decision", "rule"),
     [
         (READ_FILE, "a.txt", ("read",), "allow", "read"),
-        (READ_FILE, "a.txt", ("read_file(/home/me/work/**)",), "allow", "read_file(/home/me/work/**)"),
+        (READ_FILE, "a.txt", ("read_file(/home/me/project/**)",), "allow", "read_file(/home/me/project/**)"),
         (READ_FILE, "../notes/a", ("read_file(~/notes/**)",), "allow", "read_file(~/notes/**)"),
         (READ_FILE, "/home/me/notes", ("read_file(~/notes/**)",), "allow", "read_file(~/notes/**)"),
         (READ_FILE, "/home/me/notes2/a", ("read_file(~/notes/**)",), "deny", None),
@@ -234,7 +234,7 @@ def test_rules_hold_on_canonical_arguments_deny_before_ask_before_allow(
     ("tool", "value", "rule"),
     [
         (HTTP_GET, "https://User:pw@A.com:443/x?y", "http_get(https://a.com/**)"),
-        (READ_FILE, "./a*.txt", "read_file(/home/me/work/a[*].txt)"),
+        (READ_FILE, "./a*.txt", "read_file(/home/me/project/a[*].txt)"),
         (RUN, ["ls", "a b"], "run_command(ls 'a b')"),
         (CALENDAR, "monday", "calendar"),
         (HTTP_GET, "nonsense", None),
@@ -303,10 +303,10 @@ relative = st.lists(segments, max_size=6).map("/".join)
 def test_no_spelling_of_a_path_gets_around_a_denial(path: str, other: str) -> None:
     canonical = canonical_path(path, PLACE)
     assert canonical_path(canonical, PLACE) == canonical and "/../" not in f"{canonical}/"
-    inside = f"{canonical}/".startswith("/home/me/work/secret/")
+    inside = f"{canonical}/".startswith("/home/me/project/secret/")
     found = verdict(READ_FILE, path, "read", "!read(secret/**)")
     assert (found.decision == "deny") == (
-        inside or "/home/me/work/secret".startswith(canonical.rstrip("/") + "/")
+        inside or "/home/me/project/secret".startswith(canonical.rstrip("/") + "/")
     )
     if canonical_path(other, PLACE) == canonical:
         assert verdict(READ_FILE, other, "read", "!read(secret/**)") == found

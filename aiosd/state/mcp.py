@@ -20,7 +20,3 @@ def approve(c: Connection, server: str, tools: Sequence[bytes]) -> None:
     c.execute("DELETE FROM mcp_tools WHERE server = ?", (server,))
     rows = [(server, place, tool.decode()) for place, tool in enumerate(tools or [b""])]
     c.executemany("INSERT INTO mcp_tools (server, place, tool) VALUES (?, ?, ?)", rows)
-
-
-def forget(c: Connection, server: str) -> None:
-    c.execute("DELETE FROM mcp_tools WHERE server = ?", (server,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -52,7 +53,7 @@ class Cut(Exception):
     """Close the connection now."""
 
 
-class HttpDouble:
+class HttpDouble(ABC):
     """Answers chat requests by the scripts in `scripts`, one each, then by `script`."""
 
     def __init__(self, script: Script | None = None) -> None:
@@ -154,17 +155,17 @@ class HttpDouble:
         self.dropped.set()
         raise Cut
 
+    @abstractmethod
     def other(self, seen: Seen) -> tuple[int, Any]:
         """Status and body for what is not a chat."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refuses(self, seen: Seen, script: Script) -> tuple[int, Any]:
         """Status and error body of a chat; 200 for one that is answered."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pieces(self, seen: Seen, script: Script) -> list[bytes]:
         """The chunks of a chat's body, up to the fault."""
-        raise NotImplementedError
 
 
 async def _request(reader: asyncio.StreamReader) -> Seen:
