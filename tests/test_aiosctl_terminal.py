@@ -90,15 +90,17 @@ class Terminal:
         )
         os.close(theirs)
         self._seen = bytearray()
+        self._met = 0
         self._columns = columns
 
     def type(self, keys: bytes) -> None:
         os.write(self._ours, keys)
 
     def until(self, text: str) -> None:
-        """Reads until this is on the terminal."""
-        while text not in self._seen.decode(errors="replace"):
+        """Reads until this is on the terminal, after what was waited for before."""
+        while (at := self._seen.find(text.encode(), self._met)) < 0:
             assert self._read(), f"it ended with {self._seen!r} on the terminal"
+        self._met = at + len(text.encode())
 
     def end(self) -> tuple[int, str]:
         """Its exit status and all it wrote."""
