@@ -1,9 +1,9 @@
 """Files of a session's workspace, opened so that nothing outside it, and nothing that could hang, ever is.
 
-A path is opened twice: first as a mere place (O_PATH: no device starts, no FIFO waits), where the kernel says
-what it really is and where it really lies, then that very file for reading. A path swapped for a symlink in
-between changes nothing. A file is written beside its place, in a folder that openat2(2) has found beneath the
-workspace, and moved there whole.
+A path is opened twice: first as a mere place (O_PATH: no device starts, no FIFO waits), to which openat2(2) goes
+without ever leaving the workspace and of which the kernel says what and where it really is, then that very file for
+reading. A path swapped for a symlink in between changes nothing. A file is written beside its place, in a folder that
+was found in the same way, and moved there whole.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ def _place(root: Path, path: str) -> Iterator[tuple[int, str]]:
     """
     base, wanted = _inside(root, path)
     try:
-        descriptor = os.open(wanted, os.O_PATH | os.O_CLOEXEC)
+        descriptor = _found(base, wanted)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no `{shown(path)}` in the workspace") from None
     except OSError as exc:
-        raise OSError(f"`{shown(path)}`: {exc.strerror}") from None
+        if exc.errno == errno.EXDEV:
+            raise _outside(path) from None
+        raise OSError(f"`{shown(path)}`: {os.strerror(exc.errno or 0)}") from None
     try:
         real = os.readlink(f"/proc/self/fd/{descriptor}")
         if real != base and not real.startswith(base.rstrip("/") + "/"):
@@ -73,6 +75,24 @@ def _place(root: Path, path: str) -> Iterator[tuple[int, str]]:
         yield descriptor, os.path.relpath(real, base)
     finally:
         os.close(descriptor)
+
+
+def _found(base: str, wanted: str) -> int:
+    """An O_PATH descriptor of what is there. Raises OSError, with EXDEV for a way that leads out."""
+    flags = os.O_PATH | os.O_CLOEXEC
+    top = os.open(base, flags | os.O_DIRECTORY)
+    try:
+        try:
+            return _openat2(top, os.path.relpath(wanted, base), flags)
+        except OSError as exc:
+            if exc.errno == errno.ENOSYS:
+                return os.open(wanted, flags)  # whoever asked looks where that has led
+            if exc.errno != errno.EXDEV:
+                raise
+        # To the kernel a symlink with a whole path leads out, wherever it leads; this one may lead back in.
+        return _openat2(top, os.path.relpath(os.path.realpath(wanted), base), flags)
+    finally:
+        os.close(top)
 
 
 def _inside(root: Path, path: str) -> tuple[str, str]:
@@ -198,16 +218,25 @@ def _steps(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _beneath(top: int, folder: str) -> int:
-    """An O_PATH descriptor of a folder below the open one: the kernel goes there without ever leaving it. Where it has
-    no openat2(2), no symlink is followed. Raises OSError, with EXDEV or ELOOP for a way that leads out."""
+    """An O_PATH descriptor of a folder below the open one. Where the kernel has no openat2(2), no symlink is followed.
+    Raises OSError, with EXDEV or ELOOP for a way that leads out."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return _openat2(top, folder, flags)
+    except OSError as exc:
+        if exc.errno != errno.ENOSYS:
+            raise
+        return _walked(top, folder, flags)
+
+
+def _openat2(top: int, path: str, flags: int) -> int:
+    """What is below the open folder: the kernel goes there without ever leaving it. Raises OSError, with EXDEV for a way
+    that leads out and ENOSYS before Linux 5.6."""
     how = struct.pack("QQQ", flags, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
     for _ in range(SWAPS):
         try:
-            return syscalls.call("openat2", top, os.fsencode(folder) + b"\0", how, len(how))
+            return syscalls.call("openat2", top, os.fsencode(path) + b"\0", how, len(how))
         except OSError as exc:
-            if exc.errno == errno.ENOSYS:
-                return _walked(top, folder, flags)
             if exc.errno != errno.EAGAIN:
                 raise
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
