@@ -274,25 +274,49 @@ def test_a_server_at_an_address_is_spoken_to_through_the_proxy(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_the_filesystem_server_of_npm_is_driven_behind_walls(tmp_path: Path) -> None:
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed")
+@pytest.mark.anyio
+async def test_the_filesystem_server_of_npm_is_driven_by_a_task_behind_walls(tmp_path: Path) -> None:
+    """Fetched once outside, by npm with the registry that it is set up for; run inside, where there is no network."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node or npm is not installed")
     docs = tmp_path / "docs"
     docs.mkdir()
-    (docs / "note.txt").write_text("falcon-7")
-    with Daemon(tmp_path / "home") as daemon:
-        command = ["npx", "-y", "@modelcontextprotocol/server-filesystem", str(docs)]
-        npm = {k: v for k, v in os.environ.items() if k.lower().startswith(("npm_", "node_", "ssl_"))}
-        added = daemon.ctl("mcp", "add", "docs", "--path", str(docs), "--", *command, environ=npm)
-        if "npm did not install" in added.stderr:
-            pytest.skip(f"npm fetches nothing here: {added.stderr[-300:]}")
-        assert added.returncode == 0, added.stderr
-        session = daemon.session(permissions=["docs"])
+    note = docs / "note.txt"
+    note.write_text("falcon-7")
+    (tmp_path / "beside.txt").write_text("PRIVATE KEY")
 
-        def call(name: str, **arguments: str) -> ToolResult:
-            params = ToolCall(session_id=session.session_id, name=f"docs__{name}", arguments=arguments)
-            return daemon.call(params)
+    def asking(tool: str, **arguments: str) -> Script:
+        return Script(text=(), calls=((f"docs__{tool}", msgspec.json.encode(arguments).decode()),))
 
-        assert text_of(call("read_text_file", path=str(docs / "note.txt"))) == "falcon-7"
-        assert call("write_file", path=str(docs / "note.txt"), content="changed").is_error
-        assert call("read_text_file", path="/etc/hostname").is_error
+    async with OpenAIDouble() as model:
+        model.scripts = [
+            asking("search_files", path=str(docs), pattern="*.txt"),
+            asking("read_text_file", path=str(note)),
+            asking("write_file", path=str(note), content="changed"),
+            asking("read_text_file", path=str(tmp_path / "beside.txt")),
+            asking("read_text_file", path="/etc/passwd"),
+            Script(text=("It says falcon-7.",)),
+        ]
+        config = f'[models.backends.m]\nkind = "openai"\nurl = "{model.base}"\nmodel = "m"\n'
+
+        def drive() -> None:
+            with Daemon(tmp_path / "home", config) as daemon:
+                command = ["npx", "-y", "@modelcontextprotocol/server-filesystem", str(docs)]
+                npm = {k: v for k, v in os.environ.items() if k.lower().startswith(("npm_", "node_", "ssl_"))}
+                added = daemon.ctl("mcp", "add", "docs", "--path", str(docs), "--", *command, environ=npm)
+                if "npm did not install" in added.stderr:
+                    pytest.skip(f"npm fetches nothing here: {added.stderr[-300:]}")
+                assert added.returncode == 0, added.stderr
+                assert "docs__read_text_file" in added.stdout.split()
+                result = daemon.run(daemon.session(permissions=["docs"]), "What does the note say?")
+                assert result.result == "It says falcon-7."
+                calls = [entry for entry in daemon.call(AuditTail(n=50)).entries if entry.kind == "result"]
+                assert [entry.detail["status"] for entry in calls] == ["completed"] * 2 + ["failed"] * 3
+                assert note.read_text() == "falcon-7"
+
+        await anyio.to_thread.run_sync(drive)
+        told = [
+            str(message["content"]) for message in model.chats()[-1]["messages"] if message["role"] == "tool"
+        ]
+        assert [str(note) in told[0], "falcon-7" in told[1]] == [True, True], told
+        assert "read-only" in told[2] and not any("PRIVATE" in text or "root:" in text for text in told), told
