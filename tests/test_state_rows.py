@@ -41,6 +41,7 @@ from aiosd.records import (
 )
 from aiosd.state import columns, memories, sessions, tasks
 from aiosd.state.database import Connection, connect, counts, open_database
+from aiosd.state.migrations import SCRIPTS
 from aiosd.state.upgrade import APPLICATION_ID
 
 T0 = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -637,6 +638,36 @@ async def test_a_file_of_an_older_version_opens_with_all_that_was_in_it(tmp_path
         assert await database.read(counts) == {"sessions": 1, "tasks": 1, "memories": 1}
         following = await database.write(lambda c: a_task(c, old.session_id))
         assert following.number == 8
+
+
+@pytest.mark.anyio
+async def test_the_number_of_a_turn_that_is_gone_is_not_used_again_nor_by_a_file_of_an_older_version(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "aiosd.db"
+    raw = sqlite3.connect(path)
+    raw.executescript((Path(__file__).parent / "data" / "ledger-1.sql").read_text())
+    for script in SCRIPTS[1:4]:  # up to where a session says how far it is consolidated
+        raw.executescript(script)
+    raw.execute("UPDATE sessions SET consolidated = 70")  # by turns that were dropped since
+    raw.execute("PRAGMA user_version = 4")
+    raw.commit()
+    raw.close()
+    old = of_version_1()[0].session_id
+    async with open_database(path) as database:
+
+        def said(c: Connection, session_id: str, text: str) -> tuple[int, int]:
+            sessions.add_turn(c, session_id, turn(text))
+            return sessions.moment_now(c)
+
+        before = await database.read(lambda c: sessions.turns(c, old, 9))
+        other = await database.write(a_session)
+        assert (await database.write(lambda c: said(c, other, "one")))[0] == 71
+        upto = await database.write(lambda c: said(c, other, "two"))
+        await database.write(lambda c: sessions.delete(c, other))
+        await database.write(lambda c: said(c, old, "later"))
+        assert await database.read(lambda c: sessions.turns(c, old, 9, upto)) == before
+        assert "later" in [t.content for t in await database.read(lambda c: sessions.turns(c, old, 9))]
 
 
 def test_the_dump_of_version_1_is_marked_as_ours() -> None:

@@ -201,6 +201,29 @@ CREATE TABLE toolsets (
 ) WITHOUT ROWID;
 """
 
+_TURN_NUMBERS = """
+-- AUTOINCREMENT: `sessions.consolidated` and a journal's `upto` name turns by number, and may outlive them.
+CREATE TABLE turns_numbered (
+    turn_id    INTEGER PRIMARY KEY AUTOINCREMENT,
+    session_id TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
+    role       TEXT NOT NULL,
+    content    TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    task_id    TEXT,
+    privacy    TEXT NOT NULL
+);
+INSERT INTO turns_numbered SELECT turn_id, session_id, role, content, created_at, task_id, privacy FROM turns;
+DROP TABLE turns;
+ALTER TABLE turns_numbered RENAME TO turns;
+CREATE INDEX turns_session ON turns (session_id, turn_id);
+DELETE FROM sqlite_sequence WHERE name = 'turns';
+INSERT INTO sqlite_sequence (name, seq) SELECT 'turns', max(
+    (SELECT coalesce(max(turn_id), 0) FROM turns),
+    (SELECT coalesce(max(consolidated), 0) FROM sessions),
+    (SELECT coalesce(max(CASE WHEN json_valid(body) THEN json_extract(body, '$.upto[0]') END), 0)
+        FROM events WHERE kind = 'progress'));
+"""
+
 SCRIPTS: tuple[str, ...] = (
     _SESSIONS_TASKS_MEMORIES,
     _SPEAKERS,
@@ -213,4 +236,5 @@ SCRIPTS: tuple[str, ...] = (
     _HELD,
     _SUMMARIES,
     _TOOLSETS,
+    _TURN_NUMBERS,
 )
