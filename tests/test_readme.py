@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its console examples are run again, in order, as they stand."""
+"""What the README and the guide show is what happens: their console examples are run again, in order, as they stand."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from tests.daemon import PATIENCE_S, Daemon
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "contrib" / "guide.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def test_every_console_example_gives_what_it_shows(daemon: Daemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [README, GUIDE], ids=["README", "guide"])
+def test_every_console_example_gives_what_it_shows(daemon: Daemon, tmp_path: Path, text: str) -> None:
     # The executable as it is installed, and no other aiosctl of this machine.
     (tmp_path / "aiosctl").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m aiosctl "$@"\n')
     (tmp_path / "aiosctl").chmod(0o755)
     environ = daemon.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     shown = 0
-    for block in blocks("console"):
+    for block in blocks(text, "console"):
         for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
             done = subprocess.run(
                 ["bash", "-c", command],
@@ -48,14 +50,14 @@ def test_every_console_example_gives_what_it_shows(daemon: Daemon, tmp_path: Pat
 
 def test_the_config_it_shows_loads(tmp_path: Path) -> None:
     loaded = []
-    for shown in blocks("toml"):
+    for shown in [*blocks(README, "toml"), *blocks(GUIDE, "toml")]:
         (tmp_path / "config.toml").write_text(shown)
         loaded.append(config.load(tmp_path / "config.toml"))
     assert loaded[0].models.tiers["capable"] == ("cloud",)
 
 
 def test_the_tool_it_shows_works(tmp_path: Path) -> None:
-    (shown,) = blocks("python")
+    (shown,) = blocks(README, "python")
     folder = tmp_path / "home" / "tools"
     folder.mkdir(parents=True)
     (folder / "deploy.py").write_text(shown)
@@ -89,3 +91,22 @@ def test_its_picture_is_there_and_was_drawn_from_commands_that_worked() -> None:
     picture = (ROOT / name).read_text(encoding="utf-8").replace("&#160;", " ")
     assert "invoke_agent" in picture and "falcon-7" in picture
     assert "Traceback" not in picture and "aiosctl:" not in picture
+
+
+def anchors(text: str) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "contrib/guide.md"])
+def test_every_link_leads_somewhere(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8"))
+    assert links
+    for path, anchor in links:
+        target = (page.parent / path) if path else page
+        assert target.is_file(), path
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), (path, anchor)
