@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosd.models import queue
 from aiosd.models.estimator import Prediction
-from aiosd.models.queue import AGEING_S, FAIR_S, Queue, Waiting, next, spill_s, wait_s
+from aiosd.models.queue import AGEING_S, FAIR_S, Queue, Running, Waiting, next, spill_s, wait_s, yielding
 
 numbers = itertools.count(1)
 
@@ -121,6 +122,53 @@ def test_the_wait_foretold_counts_those_ahead_alone() -> None:
 
     assert foretold(turn=9) == 2.75
     assert foretold(deadline_s=5.0) == foretold(priority="interactive") == foretold(stays=True) == 0.75
+
+
+def runs(started_s: float, **rest: Any) -> Running:
+    known: dict[str, Any] = {"priority": "background", "yields": True, "work_s": 10.0}
+    return Running(waits(**known | rest), started_s)
+
+
+URGENT = waits(priority="interactive", first_s=4.0)
+"""It came at 0 s and is patient until 2 s."""
+
+
+@pytest.mark.parametrize(
+    ("now", "running", "broken_off"),
+    [
+        (0.0, [], None),
+        (0.0, [runs(-1.0)], 0),
+        (0.0, [runs(-1.0), runs(-0.5)], 1),  # what began last loses least
+        (0.0, [runs(-8.5)], None),  # it ends in time by itself
+        (0.0, [runs(-7.5)], 0),
+        (1.0, [runs(-8.0)], None),
+        (1.8, [runs(-7.5)], 0),  # a tenth of its time at least is foretold, and that is too much by now
+        (2.0, [runs(-12.0)], 0),  # it was to end by now, and has not
+        (0.0, [runs(-8.5), runs(-1.0)], None),
+        (0.0, [runs(-8.5, priority="interactive"), runs(-1.0)], None),
+        (0.0, [runs(-1.0, priority="normal")], None),
+        (0.0, [runs(-1.0, yields=False)], None),
+        (0.0, [msgspec.structs.replace(runs(-1.0), yielded=True)], None),
+        (0.0, [msgspec.structs.replace(runs(-1.0), yielded=True), runs(-2.0)], None),
+    ],
+)
+def test_what_is_broken_off_for_an_interactive_request(
+    now: float, running: list[Running], broken_off: int | None
+) -> None:
+    assert yielding(now, [URGENT, waits()], running) == (None if broken_off is None else running[broken_off])
+    assert yielding(now, [waits()], running) is None
+
+
+def test_each_interactive_request_has_one_broken_off_and_no_more() -> None:
+    q = Queue()
+    q.lane("b", 3)
+    for _ in range(3):
+        one(q, "s", priority="background", yields=True)
+        q.start(0.0)
+    for n in range(1, 6):
+        one(q, "s", priority="interactive")
+        assert (q.make_way(0.0, "b") is not None) == (n <= 3)
+        assert q.make_way(0.0, "b") is None
 
 
 arrivals = st.lists(

@@ -151,6 +151,26 @@ async def test_a_background_reply_gives_its_slot_to_an_interactive_one_and_is_ma
     assert [reply.text for reply in replies] == ["done", "done"]
 
 
+async def test_a_background_reply_about_to_end_keeps_its_slot_unless_it_does_not_end() -> None:
+    class Late(Gated):
+        async def speak(self) -> AsyncIterator[str]:
+            if self.asked[-1].priority == "background":
+                await self.gate.wait()
+            self.gate.set()
+            yield "done"
+
+    clock, backend = Clock(), Late()
+    async with pool_of({}, {"gated": backend}, clock=clock) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.reply, user(priority="background", max_tokens=1))
+        await anyio.wait_all_tasks_blocked()
+        clock.now += 0.4  # nearly all of what is foretold for a token of a model that is not known yet
+        tasks.start_soon(pool.reply, user(priority="interactive", max_tokens=1))
+        await anyio.wait_all_tasks_blocked()
+        assert [request.priority for request in backend.asked] == ["background"]
+        clock.now += 0.4  # half of its own first token is over
+    assert [request.priority for request in backend.asked] == ["background", "interactive", "background"]
+
+
 async def test_what_is_no_background_or_costs_money_is_never_broken_off() -> None:
     for priority, price in (("normal", 0.0), ("interactive", 0.0), ("background", 1.0)):
         backend = Gated()

@@ -28,8 +28,8 @@ OVERDUE = 0.1
 
 MOST_YIELDS = 3
 """How often one background request gives up its slot: then it is served to its end."""
-YIELD_S = 0.25
-"""Of its work that is left: for less a request is not broken off."""
+YIELD = 0.5
+"""Of its own time to the first token: so long an interactive request waits for a slot before one is broken off for it."""
 
 _RANKS: Mapping[Priority, int] = {"interactive": 0, "normal": 1, "background": 2}
 
@@ -48,8 +48,12 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deadline_s: float
     turn: int = 0
     """Requests of the same session that were waiting or served when it came."""
+    first_s: float = 0.0
+    """How long its first token is predicted to take, once it has a slot."""
     work_s: float = 0.0
     """How long it is predicted to hold a slot."""
+    yields: bool = False
+    """Its slot may be taken from it in the middle."""
 
 
 Order = tuple[int, bool, float, int]
@@ -98,20 +102,35 @@ def wait_s(slots: int, running: Sequence[float], ahead: Sequence[float]) -> floa
 class Running(msgspec.Struct, frozen=True, gc=False):
     """A request on its slot."""
 
-    number: int
-    session_id: str | None
-    priority: Priority
+    waiting: Waiting
+    """As it waited for it."""
     started_s: float
-    work_s: float
+    yielded: bool = False
+    """It was broken off, and lets go of its slot in a moment."""
 
     def left_s(self, now: float) -> float:
-        return max(OVERDUE * self.work_s, self.started_s + self.work_s - now)
+        work_s = self.waiting.work_s
+        return max(OVERDUE * work_s, self.started_s + work_s - now)
 
 
-def yielding(now: float, running: Iterable[Running]) -> Running | None:
-    """The one of these that gives its slot to an interactive request: of the background, what began last loses least."""
-    able = [r for r in running if r.priority == "background" and r.left_s(now) > YIELD_S]
-    return max(able, key=lambda r: (r.started_s, r.number)) if able else None
+def patient_until_s(waiting: Waiting) -> float:
+    """When an interactive request is to have a slot."""
+    return waiting.arrived_s + YIELD * waiting.first_s
+
+
+def yielding(now: float, waiting: Iterable[Waiting], running: Iterable[Running]) -> Running | None:
+    """The one of these that gives its slot to an interactive request: of the background, what began last loses least.
+
+    None where each interactive request gets a slot in time without it."""
+    urgent = [w for w in waiting if w.priority == "interactive"]
+    if not urgent:
+        return None
+    patience_s = min(map(patient_until_s, urgent)) - now
+    running = list(running)
+    if sum(r.yielded or r.left_s(now) <= patience_s for r in running) >= len(urgent):
+        return None
+    able = [r for r in running if r.waiting.priority == "background" and r.waiting.yields and not r.yielded]
+    return max(able, key=lambda r: (r.started_s, r.waiting.number)) if able else None
 
 
 class _Lane:
@@ -217,13 +236,17 @@ class Queue:
         if chosen is not None:
             lane = self._lanes[chosen.backend]
             del lane.waiting[chosen.number]
-            lane.running[chosen.number] = Running(
-                chosen.number, chosen.session_id, chosen.priority, now, chosen.work_s
-            )
+            lane.running[chosen.number] = Running(chosen, now)
         return chosen
 
-    def on_slots(self, name: str) -> Iterable[Running]:
-        return self._lanes[name].running.values()
+    def make_way(self, now: float, name: str) -> Waiting | None:
+        """What is to be broken off there for an interactive request that waits."""
+        lane = self._lanes[name]
+        chosen = yielding(now, lane.waiting.values(), lane.running.values())
+        if chosen is None:
+            return None
+        lane.running[chosen.waiting.number] = msgspec.structs.replace(chosen, yielded=True)
+        return chosen.waiting
 
     def prioritize(self, waiting: Waiting, priority: Priority) -> Waiting:
         """What waits or runs, as it does from now on."""
@@ -232,7 +255,7 @@ class Queue:
         if waiting.number in lane.waiting:
             lane.waiting[waiting.number] = changed
         elif (running := lane.running.get(waiting.number)) is not None:
-            lane.running[waiting.number] = msgspec.structs.replace(running, priority=priority)
+            lane.running[waiting.number] = msgspec.structs.replace(running, waiting=changed)
         return changed
 
     def leave(self, waiting: Waiting) -> None:

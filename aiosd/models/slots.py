@@ -36,14 +36,11 @@ class Moved(Exception):
 class Seat:
     """A request's place in the queue, then its slot."""
 
-    def __init__(
-        self, waiting: Waiting, standing: Standing, *, task_id: str | None = None, yields: bool = False
-    ) -> None:
+    def __init__(self, waiting: Waiting, standing: Standing, *, task_id: str | None = None) -> None:
         self.waiting = waiting
         self.task_id = task_id
-        self.yields = yields
-        """It gives its slot to an interactive request, should one come: whoever holds it works inside `work`."""
         self.work = anyio.CancelScope()
+        """Whoever holds the slot works inside of it: it is cancelled where the slot is taken in the middle."""
         self.standing = standing
         """Where it waits or is served; another one once it has left the queue for a remote backend."""
         self.granted = False
@@ -103,11 +100,10 @@ class Slots:
         With `yields`, what is done inside `seat.work` is cancelled when an interactive request wants the slot and this
         one is of the background. Only what is free of charge does: what was begun would be paid twice."""
         stays = all(s.local for s in (choice.chosen, *choice.others))
-        waiting = self._waiting(asked.request, choice.chosen, arrived_s, stays=stays)
+        waiting = self._waiting(asked.request, choice.chosen, arrived_s, stays=stays, yields=yields)
         if self._queue.waiting(waiting.backend) >= MOST_WAITING:
             raise Overloaded(f"{MOST_WAITING} requests wait for `{waiting.backend}` already; try again later")
-        free = choice.chosen.local and not self._members[choice.chosen.name].paid
-        seat = Seat(waiting, choice.chosen, task_id=asked.request.task_id, yields=yields and free)
+        seat = Seat(waiting, choice.chosen, task_id=asked.request.task_id)
         self._sit(seat)
         try:
             member = self._members[choice.chosen.name]
@@ -115,7 +111,7 @@ class Slots:
                 self._load(member)
             self._pump()
             if not seat.granted:
-                self._make_way(seat)
+                self._make_way(waiting.backend)
                 await self._wait(seat, asked, choice, arrived_s)
             yield seat
         finally:
@@ -129,26 +125,18 @@ class Slots:
         for seat in self._seats.values():
             if seat.task_id == task_id:
                 seat.waiting = self._queue.prioritize(seat.waiting, priority)
-                if not seat.granted:
-                    self._make_way(seat)
+                self._make_way(seat.waiting.backend)
 
     # --- the queue
 
-    def _make_way(self, seat: Seat) -> None:
+    def _make_way(self, name: str) -> None:
         """For an interactive request that waits, a background one gives up its slot, one each."""
-        if seat.waiting.priority != "interactive":
-            return
-        name = seat.waiting.backend
-        urgent = sum(s.waiting.priority == "interactive" for s in self._waiting_for(name))
-        seats = [self._seats[running.number] for running in self._queue.on_slots(name)]
-        if urgent <= sum(s.work.cancel_called for s in seats):
-            return
-        able = [s.waiting.number for s in seats if s.yields and not s.work.cancel_called]
-        running = [r for r in self._queue.on_slots(name) if r.number in able]
-        if (chosen := queue.yielding(self._clock(), running)) is not None:
-            self._seats[chosen.number].work.cancel()
+        while (yielded := self._queue.make_way(self._clock(), name)) is not None:
+            self._seats[yielded.number].work.cancel()
 
-    def _waiting(self, request: ModelRequest, to: Standing, arrived_s: float, *, stays: bool) -> Waiting:
+    def _waiting(
+        self, request: ModelRequest, to: Standing, arrived_s: float, *, stays: bool, yields: bool
+    ) -> Waiting:
         return Waiting(
             number=self._queue.number(),
             backend=to.name,
@@ -158,7 +146,9 @@ class Slots:
             arrived_s=arrived_s,
             deadline_s=_deadline_s(request, arrived_s),
             turn=self._queue.turns(request.session_id),
+            first_s=to.predicted.first_s,
             work_s=to.predicted.work_s,
+            yields=yields and to.local and not self._members[to.name].paid,
         )
 
     def _sit(self, seat: Seat) -> None:
@@ -194,11 +184,20 @@ class Slots:
         while not seat.granted:
             if seat.failure is not None:
                 raise seat.failure
-            left_s = self._spills_at(seat, asked.request, choice, arrived_s) - self._clock()
+            now = self._clock()
+            spills_s = self._spills_at(seat, asked.request, choice, arrived_s)
+            presses_s = queue.patient_until_s(seat.waiting)
+            if seat.waiting.priority != "interactive" or presses_s <= now:
+                presses_s = math.inf
+            until_s = min(spills_s, presses_s)
             seat.wake = anyio.Event()
-            with anyio.move_on_after(None if math.isinf(left_s) else left_s):
+            with anyio.move_on_after(None if math.isinf(until_s) else until_s - now):
                 await seat.wake.wait()
-            if not seat.wake.is_set() and choice.spill is not None:
+            if seat.wake.is_set():
+                continue
+            if presses_s < spills_s:
+                self._make_way(seat.waiting.backend)  # what was to end by now has not
+            elif choice.spill is not None:
                 self._spill(seat, asked.request, choice.spill, arrived_s)
 
     async def _tell(self, seat: Seat, asked: Asked) -> None:
@@ -234,7 +233,7 @@ class Slots:
         seat.left = f"it waited {now - arrived_s:.0f} s for a slot of `{seat.waiting.backend}`"
         self._stand(seat)
         seat.standing = to
-        seat.waiting = self._waiting(request, to, arrived_s, stays=False)
+        seat.waiting = self._waiting(request, to, arrived_s, stays=False, yields=False)
         self._sit(seat)
         self._pump()
 
