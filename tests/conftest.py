@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.aiosctl_double import Ctl, Double
 from tests.daemon import Daemon
+from tests.terminals import OnTerminal, Terminal
 
 # Where the suite is started in the background SIGINT is ignored, and every child would inherit that. A signal with a
 # handler is the default again in a child, so that a Ctrl-C which a test sends arrives.
@@ -37,6 +39,13 @@ def double(tmp_path: Path) -> Iterator[Double]:
 def ctl(tmp_path: Path) -> Ctl:
     """aiosctl, pointed at the double."""
     return Ctl(tmp_path, tmp_path / "s")
+
+
+@pytest.fixture
+def on_terminal() -> Iterator[OnTerminal]:
+    """aiosctl on terminals, which end with the test."""
+    with ExitStack() as open_terminals:
+        yield lambda *args, **rest: open_terminals.enter_context(Terminal(*args, **rest))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from aiosd.protocol.tasks import TaskList
 from aiosd.records import Task
 from tests.aiosctl_double import AIOSCTL, T0, WAIT_S, Connection, Ctl, Double, giving, message, result, task
 from tests.daemon import Daemon
-from tests.test_aiosctl_terminal import Terminal
+from tests.terminals import OnTerminal
 
 
 def by_state(*tasks: dict[str, Any]) -> Any:
@@ -199,8 +199,8 @@ def test_a_picture_fits_the_terminal_and_says_what_it_leaves_out(columns: int, l
         assert shown[8].startswith("0        working         1m30s ")
 
 
-def test_top_is_live_until_q(daemon: Daemon, tmp_path: Path) -> None:
-    terminal = Terminal(at(daemon, tmp_path), "top")
+def test_top_is_live_until_q(daemon: Daemon, tmp_path: Path, on_terminal: OnTerminal) -> None:
+    terminal = on_terminal(at(daemon, tmp_path), "top")
     terminal.until("extractive")
     terminal.type(b"q")
     status, seen = terminal.end()
@@ -208,8 +208,10 @@ def test_top_is_live_until_q(daemon: Daemon, tmp_path: Path) -> None:
     assert seen.endswith("\x1b[?25h\x1b[?1049l")
 
 
-def test_a_line_of_chat_can_be_edited_and_is_found_again_in_the_next(daemon: Daemon, tmp_path: Path) -> None:
-    terminal = Terminal(at(daemon, tmp_path), "chat")
+def test_a_line_of_chat_can_be_edited_and_is_found_again_in_the_next(
+    daemon: Daemon, tmp_path: Path, on_terminal: OnTerminal
+) -> None:
+    terminal = on_terminal(at(daemon, tmp_path), "chat")
     terminal.until("> ")
     terminal.type(b"never asked\x03")  # at once, before it waits for a key
     terminal.until("\r\n> ")
@@ -217,7 +219,7 @@ def test_a_line_of_chat_can_be_edited_and_is_found_again_in_the_next(daemon: Dae
     terminal.until("42\r\n")
     terminal.type(b"\x04")  # while the answer is not over yet
     assert terminal.end()[0] == 0
-    again = Terminal(at(daemon, tmp_path), "chat", "-c")
+    again = on_terminal(at(daemon, tmp_path), "chat", "-c")
     again.until("> ")
     again.type(b"\x1b[A\r")
     again.until("42\r\n")

@@ -10,7 +10,7 @@ import pytest
 from aiosd import framing
 from aiosd.errors import NoModelFits
 from tests.aiosctl_double import Connection, Ctl, Double, giving, raising, result
-from tests.test_aiosctl_terminal import Terminal
+from tests.terminals import OnTerminal
 
 DECISION: dict[str, Any] = {
     "tier": "fast",
@@ -58,7 +58,7 @@ def reply(**given: Any) -> dict[str, Any]:
     } | given
 
 
-def test_list_shows_how_each_backend_stands(double: Double, ctl: Ctl) -> None:
+def test_list_shows_how_each_backend_stands(double: Double, ctl: Ctl, on_terminal: OnTerminal) -> None:
     learnt = backend(resident=True, queued=3, tokens_per_s=45.04, first_token_s=0.2)
     paid = {"name": "cloud", "model": "gpt-4o", "local": False, "tiers": ["capable"], "state": "down"}
     paid |= {"price_in": 2.5, "price_out": 10.0, "retry_in_s": 11.7, "reason": "busy", "in_flight": 0}
@@ -67,7 +67,7 @@ def test_list_shows_how_each_backend_stands(double: Double, ctl: Ctl) -> None:
         ["small", "up", "all", "llama3.2", "yes", "3", "1/2", "45.0", "0.20 s", "-", "-", "-"],
         ["cloud", "down", "capable", "gpt-4o (remote)", "-", "0", "0/2", "-", "-", "2.5/10", "12 s", "busy"],
     ]
-    terminal = Terminal(ctl, "model", "list", columns=160)
+    terminal = on_terminal(ctl, "model", "list", columns=160)
     status, shown = terminal.end()
     assert status == 0
     assert all(heading in shown.splitlines()[0] for heading in ("resident", "queue", "first token", "retry"))
@@ -132,7 +132,9 @@ def test_infer_takes_what_is_asked_from_a_pipe(double: Double, ctl: Ctl) -> None
     assert ctl("model", "infer").returncode == 2
 
 
-def test_infer_writes_on_a_terminal_while_it_is_written(double: Double, ctl: Ctl) -> None:
+def test_infer_writes_on_a_terminal_while_it_is_written(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     def infer(params: dict[str, Any], connection: Connection) -> object:
         assert params["stream"] is True
         for text in ("Hel", "lo."):
@@ -140,7 +142,7 @@ def test_infer_writes_on_a_terminal_while_it_is_written(double: Double, ctl: Ctl
         return reply()
 
     double.answers["model.infer"] = infer
-    status, shown = Terminal(ctl, "model", "infer", "hi").end()
+    status, shown = on_terminal(ctl, "model", "infer", "hi").end()
     assert (status, shown) == (0, "Hello.\n")
 
 

@@ -21,7 +21,7 @@ from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import Held, OllamaDouble
 from tests.doubles.openai_double import OpenAIDouble
-from tests.test_aiosctl_terminal import Terminal
+from tests.terminals import OnTerminal
 
 pytestmark = pytest.mark.anyio
 
@@ -174,14 +174,16 @@ async def test_with_yes_the_config_is_written_and_the_daemon_uses_it(home: Daemo
         assert config.load(path).models.backends["m"].url == llama.base
 
 
-async def test_on_a_terminal_it_asks_before_it_writes(tmp_path: Path, double: Double, ctl: Ctl) -> None:
+async def test_on_a_terminal_it_asks_before_it_writes(
+    tmp_path: Path, double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     del double  # its socket: no daemon is started
     path = tmp_path / ".config/aiosd/config.toml"
     async with OllamaDouble() as ollama:
         ctl.env["OLLAMA_HOST"] = ollama.url
 
         def answering(key: bytes) -> tuple[int, str]:
-            terminal = Terminal(ctl, "model", "setup", columns=200)
+            terminal = on_terminal(ctl, "model", "setup", columns=200)
             terminal.until("[y/N] ")
             assert not path.exists()
             terminal.type(key + b"\n")
@@ -252,12 +254,12 @@ async def test_pull_says_how_it_goes_and_prints_the_name(home: Daemon) -> None:
     assert done.stderr == "pulling manifest\npulling aa (2 MB)\nverifying sha256 digest\nsuccess\n"
 
 
-async def test_pull_shows_a_bar_on_a_terminal(double: Double, ctl: Ctl) -> None:
+async def test_pull_shows_a_bar_on_a_terminal(double: Double, ctl: Ctl, on_terminal: OnTerminal) -> None:
     async with OllamaDouble(models={}) as ollama:
         double.answers["model.list"] = lambda params, connection: {"backends": []}
         ctl.env["OLLAMA_HOST"] = ollama.url
         status, shown = await anyio.to_thread.run_sync(
-            lambda: Terminal(ctl, "model", "pull", "small", columns=120).end()
+            lambda: on_terminal(ctl, "model", "pull", "small", columns=120).end()
         )
     assert status == 0
     assert "pulling aa" in shown and "2.0/2.0 MB" in shown and "small is there" in shown
@@ -324,8 +326,8 @@ def test_what_is_no_key_is_not_kept(home: Daemon, typed: bytes) -> None:
     assert not (home.home / "keys").exists()
 
 
-def test_a_key_typed_on_a_terminal_is_not_shown(ctl: Ctl, tmp_path: Path) -> None:
-    terminal = Terminal(ctl, "model", "key", "cloud", columns=200)
+def test_a_key_typed_on_a_terminal_is_not_shown(ctl: Ctl, tmp_path: Path, on_terminal: OnTerminal) -> None:
+    terminal = on_terminal(ctl, "model", "key", "cloud", columns=200)
     terminal.until("Key of cloud: ")
     terminal.type(b"sk-typed\n")
     status, shown = terminal.end()

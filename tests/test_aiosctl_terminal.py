@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
 import re
-import select
 import signal
-import struct
-import subprocess
-import sys
-import termios
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.cells import cell_len
 
 from aiosctl.answer import Reply
 from aiosctl.screen import rows
 from aiosd.errors import DeadlineExceeded
 from tests.aiosctl_double import (
-    AIOSCTL,
     WAIT_S,
     Connection,
     Ctl,
@@ -39,98 +29,7 @@ from tests.aiosctl_double import (
     session,
     task,
 )
-
-SPUN = re.compile(r"\r(?:[|/\\-] [^\r\n]*)?\x1b\[K")
-"""What a spinner draws: it says nothing of a task that has ended."""
-
-
-def screen(seen: str, columns: int) -> list[str]:
-    """The lines of a terminal that was sent this, as far as aiosctl commands one. Colours are left out."""
-    lines, row, at = [""], 0, 0
-    for found in re.finditer(r"\x1b\[(\d*)([A-Za-z])|(\r)|(\n)|(.)", seen, re.DOTALL):
-        count, command, back, down, char = found.groups()
-        if command == "A":
-            row -= int(count or 1)
-        elif command == "J":
-            lines[row:] = [lines[row][:at]]
-        elif command == "K":
-            lines[row] = lines[row][:at]
-        elif back:
-            at = 0
-        elif down:
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        elif char:
-            width = cell_len(char)
-            if at + width > columns:
-                row, at = row + 1, 0
-                lines += [""] * (row + 1 - len(lines))
-            lines[row] = lines[row][:at].ljust(at) + char + lines[row][at + 1 :]
-            at += width
-    return lines
-
-
-class Terminal:
-    """aiosctl on a terminal of its own: standard input, output and errors."""
-
-    LEADER = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-    """A terminal must control its process for Ctrl-C to reach it."""
-
-    def __init__(self, ctl: Ctl, *args: str, columns: int = 80, command: Sequence[str] = AIOSCTL) -> None:
-        self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", self.LEADER, *command, *args],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-            cwd=ctl.folder,
-            env={"TERM": "xterm", "COLUMNS": ""} | ctl.env,
-        )
-        os.close(theirs)
-        self._seen = bytearray()
-        self._met = 0
-        self._columns = columns
-
-    def type(self, keys: bytes) -> None:
-        os.write(self._ours, keys)
-
-    def until(self, text: str) -> None:
-        """Reads until this is on the terminal, after what was waited for before."""
-        while (at := self._seen.find(text.encode(), self._met)) < 0:
-            assert self._read(), f"it ended with {self._seen!r} on the terminal"
-        self._met = at + len(text.encode())
-
-    def end(self) -> tuple[int, str]:
-        """Its exit status and all it wrote."""
-        while self._read():
-            pass
-        os.close(self._ours)
-        return self._process.wait(WAIT_S), SPUN.sub("", self._seen.decode().replace("\r\n", "\n"))
-
-    def hang_up(self) -> None:
-        """The terminal is closed, as by a connection that breaks: that ends it."""
-        os.close(self._ours)
-        self._process.wait(WAIT_S)
-
-    def screen(self) -> list[str]:
-        """What stands there in the end."""
-        self.end()
-        return screen(self._seen.decode(), self._columns)
-
-    def _read(self) -> bool:
-        ready, _, _ = select.select([self._ours], [], [], WAIT_S)
-        if not ready:
-            self._process.kill()
-            self._process.wait(WAIT_S)
-            raise TimeoutError(f"nothing more after {self._seen!r}")
-        try:
-            data = os.read(self._ours, 65536)
-        except OSError:  # EIO: the other side is closed
-            return False
-        self._seen += data
-        return bool(data)
+from tests.terminals import OnTerminal, screen
 
 
 def streaming(*texts: tuple[int, str], whole: str) -> Any:
@@ -145,14 +44,18 @@ def streaming(*texts: tuple[int, str], whole: str) -> Any:
     return run
 
 
-def test_text_comes_as_it_is_written_and_stands_there_once(double: Double, ctl: Ctl) -> None:
+def test_text_comes_as_it_is_written_and_stands_there_once(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     double.answers["session.run"] = streaming(
         (0, "one "), (4, "two"), (9, "four"), whole="one two three four"
     )
-    assert Terminal(ctl, "run", "x").end() == (0, "one two three four\n")
+    assert on_terminal(ctl, "run", "x").end() == (0, "one two three four\n")
 
 
-def test_text_is_on_the_terminal_before_the_task_has_ended(double: Double, ctl: Ctl) -> None:
+def test_text_is_on_the_terminal_before_the_task_has_ended(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     seen = threading.Event()
 
     def run(params: dict[str, Any], connection: Connection) -> object:
@@ -162,40 +65,46 @@ def test_text_is_on_the_terminal_before_the_task_has_ended(double: Double, ctl: 
         return result(result="half of it, and all")
 
     double.answers["session.run"] = run
-    terminal = Terminal(ctl, "run", "x")
+    terminal = on_terminal(ctl, "run", "x")
     terminal.until("half of it")
     seen.set()
     assert terminal.end() == (0, "half of it, and all\n")
 
 
-def test_a_reply_begun_twice_is_printed_whole_on_a_new_line(double: Double, ctl: Ctl) -> None:
+def test_a_reply_begun_twice_is_printed_whole_on_a_new_line(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     double.answers["session.run"] = streaming((0, "first tr"), (0, "second try"), whole="second try")
-    assert Terminal(ctl, "run", "x").end() == (0, "first tr\nsecond try\n")
+    assert on_terminal(ctl, "run", "x").end() == (0, "first tr\nsecond try\n")
 
 
-def test_with_json_a_terminal_gets_the_document_alone(double: Double, ctl: Ctl) -> None:
+def test_with_json_a_terminal_gets_the_document_alone(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     double.answers["session.run"] = streaming((0, "hello"), whole="hello")
-    status, seen = Terminal(ctl, "run", "--json", "x").end()
+    status, seen = on_terminal(ctl, "run", "--json", "x").end()
     assert (status, json.loads(seen)) == (0, result(result="hello"))
 
 
-def test_a_model_cannot_command_the_terminal(double: Double, ctl: Ctl) -> None:
+def test_a_model_cannot_command_the_terminal(double: Double, ctl: Ctl, on_terminal: OnTerminal) -> None:
     evil = "a\x1b]0;title\x07b\x9b2Jc\td\n"
     double.answers["session.run"] = streaming((0, evil), whole=evil)
-    assert Terminal(ctl, "run", "x").end() == (0, "a\\x1b]0;title\\x07b\\x9b2Jc\td\n")
+    assert on_terminal(ctl, "run", "x").end() == (0, "a\\x1b]0;title\\x07b\\x9b2Jc\td\n")
     assert ctl("run", "x").stdout == evil + "\n"  # a program gets what was said
 
 
-def test_an_error_in_the_middle_of_a_line_starts_a_new_one(double: Double, ctl: Ctl) -> None:
+def test_an_error_in_the_middle_of_a_line_starts_a_new_one(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     def run(params: dict[str, Any], connection: Connection) -> object:
         connection.event("text", offset=0, text="half")
         raise DeadlineExceeded("time is up")
 
     double.answers["session.run"] = run
-    assert Terminal(ctl, "run", "x").end() == (124, "half\naiosctl: time is up\n")
+    assert on_terminal(ctl, "run", "x").end() == (124, "half\naiosctl: time is up\n")
 
 
-def test_ctrl_c_on_a_terminal_cancels_the_task(double: Double, ctl: Ctl) -> None:
+def test_ctrl_c_on_a_terminal_cancels_the_task(double: Double, ctl: Ctl, on_terminal: OnTerminal) -> None:
     def run(params: dict[str, Any], connection: Connection) -> object:
         connection.event("text", offset=0, text="half")
         connection.wait_closed()
@@ -203,27 +112,29 @@ def test_ctrl_c_on_a_terminal_cancels_the_task(double: Double, ctl: Ctl) -> None
 
     double.answers["session.run"] = run
     double.answers["task.cancel"] = giving(task(state="cancelled"))
-    terminal = Terminal(ctl, "run", "x")
+    terminal = on_terminal(ctl, "run", "x")
     terminal.until("half")
     terminal.type(b"\x03")
     assert terminal.end() == (130, "half^C\naiosctl: the task was cancelled\n")
     assert double.wait_for("task.cancel")[0] == {"task_id": task()["task_id"]}
 
 
-def test_a_terminal_is_no_input_and_nobody_waits_for_it(double: Double, ctl: Ctl) -> None:
-    assert Terminal(ctl, "run", "x").end() == (0, "hello\n")
+def test_a_terminal_is_no_input_and_nobody_waits_for_it(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
+    assert on_terminal(ctl, "run", "x").end() == (0, "hello\n")
     assert "inputs" not in double.params("session.run")[0]
     for args in (["run"], ["run", "x", "-f", "-"], ["memory", "remember"]):
-        status, seen = Terminal(ctl, *args).end()
+        status, seen = on_terminal(ctl, *args).end()
         assert status == 2
         assert "missing" in seen or "no pipe" in seen
 
 
 @pytest.mark.parametrize("columns", [20, 80])
-def test_a_list_fits_the_terminal(double: Double, ctl: Ctl, columns: int) -> None:
+def test_a_list_fits_the_terminal(double: Double, ctl: Ctl, columns: int, on_terminal: OnTerminal) -> None:
     near = [session(session_id=f"aaaaaaaa-{n}000-4000-8000-000000000000", title="t" * 200) for n in (1, 2)]
     double.answers["session.list"] = giving({"sessions": near})
-    status, seen = Terminal(ctl, "session", "list", columns=columns).end()
+    status, seen = on_terminal(ctl, "session", "list", columns=columns).end()
     lines = re.sub(r"\x1b\[[\d;]*m", "", seen).splitlines()
     assert (status, len(lines)) == (0, 3)
     assert all(len(line) <= columns for line in lines)
@@ -232,23 +143,25 @@ def test_a_list_fits_the_terminal(double: Double, ctl: Ctl, columns: int) -> Non
         assert lines[1].startswith("aaaaaaaa-1 ")  # as long as it takes to tell them apart
 
 
-def test_ids_of_memories_are_readable_on_a_narrow_terminal(double: Double, ctl: Ctl) -> None:
+def test_ids_of_memories_are_readable_on_a_narrow_terminal(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     kept = memory(kind="task", source="task:923fbd65-0000-4000-8000-000000000000", content="c" * 200)
     double.answers["memory.list"] = giving({"memories": [kept]})
-    _, seen = Terminal(ctl, "memory", "list").end()
+    _, seen = on_terminal(ctl, "memory", "list").end()
     assert "33333333 " in seen and "task:923fbd65 " in seen
     assert "task:923fbd65-0000-4000-8000-000000000000" in ctl("memory", "list").stdout
 
 
-def test_colour_is_left_out_where_it_is_not_wanted(double: Double, ctl: Ctl) -> None:
+def test_colour_is_left_out_where_it_is_not_wanted(double: Double, ctl: Ctl, on_terminal: OnTerminal) -> None:
     def run(params: dict[str, Any], connection: Connection) -> object:
         connection.event("tool_call", call_id="c", name="clock", arguments={}, status="pending")
         return result()
 
     double.answers["session.run"] = run
-    assert "\x1b[2mclock {}\x1b[0m" in Terminal(ctl, "run", "x").end()[1]
+    assert "\x1b[2mclock {}\x1b[0m" in on_terminal(ctl, "run", "x").end()[1]
     ctl.env["NO_COLOR"] = "1"
-    assert Terminal(ctl, "run", "x").end()[1] == "clock {}\nhello\n"
+    assert on_terminal(ctl, "run", "x").end()[1] == "clock {}\nhello\n"
 
 
 @given(
@@ -294,10 +207,10 @@ def in_pieces(whole: str, *, size: int = 3) -> Any:
 
 @pytest.mark.parametrize("columns", [30, 80])
 def test_markdown_is_drawn_as_soon_as_a_block_of_it_is_complete(
-    double: Double, ctl: Ctl, columns: int
+    double: Double, ctl: Ctl, columns: int, on_terminal: OnTerminal
 ) -> None:
     double.answers["session.run"] = in_pieces(MARKDOWN)
-    shown = Terminal(ctl, "run", "x", columns=columns).screen()
+    shown = on_terminal(ctl, "run", "x", columns=columns).screen()
     text = "\n".join(line.rstrip() for line in shown)
     assert not re.search(r"\*\*|`|^#|\|---", text, re.MULTILINE)
     for said in ("Ports", "staging", "8081", "echo a  b", "1 stop it", "2 start it"):
@@ -305,19 +218,21 @@ def test_markdown_is_drawn_as_soon_as_a_block_of_it_is_complete(
     assert ctl("run", "x").stdout == MARKDOWN + "\n"  # a program gets what was said
 
 
-def test_a_block_that_has_left_the_screen_stays_as_it_was_written(double: Double, ctl: Ctl) -> None:
+def test_a_block_that_has_left_the_screen_stays_as_it_was_written(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     long = "".join(f"- line {n}\n" for n in range(40))
     double.answers["session.run"] = in_pieces(long, size=7)
-    assert [line for line in Terminal(ctl, "run", "x").screen() if line] == long.splitlines()
+    assert [line for line in on_terminal(ctl, "run", "x").screen() if line] == long.splitlines()
 
 
-def test_a_dumb_terminal_is_not_drawn_on(double: Double, ctl: Ctl) -> None:
+def test_a_dumb_terminal_is_not_drawn_on(double: Double, ctl: Ctl, on_terminal: OnTerminal) -> None:
     double.answers["session.run"] = in_pieces(MARKDOWN)
     ctl.env["TERM"] = "dumb"
-    assert "\x1b" not in Terminal(ctl, "run", "x").end()[1]
+    assert "\x1b" not in on_terminal(ctl, "run", "x").end()[1]
 
 
-def test_a_quote_is_shown_as_it_stands(double: Double, ctl: Ctl) -> None:
+def test_a_quote_is_shown_as_it_stands(double: Double, ctl: Ctl, on_terminal: OnTerminal) -> None:
     chosen = {"backend": "extractive", "model": "extractive", "local": True}
     decision = {"tier": "fast", "chosen": "extractive", "reason": "alone", "candidates": [chosen]}
 
@@ -328,7 +243,7 @@ def test_a_quote_is_shown_as_it_stands(double: Double, ctl: Ctl) -> None:
         return result(result="a.md:1: # **a**\n\nb")
 
     double.answers["session.run"] = run
-    assert Terminal(ctl, "run", "x").end() == (0, "a.md:1: # **a**\n\nb\n")
+    assert on_terminal(ctl, "run", "x").end() == (0, "a.md:1: # **a**\n\nb\n")
 
 
 @given(st.text(alphabet="ab *\t字🙂é\n", max_size=60), st.integers(2, 9))
@@ -337,7 +252,9 @@ def test_rows_are_what_a_terminal_takes(text: str, columns: int) -> None:
     assert rows(text, columns) == len(screen(text.replace("\n", "\r\n"), columns)) - 1
 
 
-def test_while_nothing_comes_it_says_what_is_waited_for(double: Double, ctl: Ctl) -> None:
+def test_while_nothing_comes_it_says_what_is_waited_for(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     seen = threading.Event()
 
     def run(params: dict[str, Any], connection: Connection) -> object:
@@ -346,13 +263,15 @@ def test_while_nothing_comes_it_says_what_is_waited_for(double: Double, ctl: Ctl
         return result()
 
     double.answers["session.run"] = run
-    terminal = Terminal(ctl, "run", "x", columns=60)
+    terminal = on_terminal(ctl, "run", "x", columns=60)
     terminal.until("queued, place 2, about 12 s (")
     seen.set()
     assert terminal.screen() == ["hello", ""]
 
 
-def test_what_a_model_thinks_is_dim_and_apart_from_its_answer(double: Double, ctl: Ctl) -> None:
+def test_what_a_model_thinks_is_dim_and_apart_from_its_answer(
+    double: Double, ctl: Ctl, on_terminal: OnTerminal
+) -> None:
     def run(params: dict[str, Any], connection: Connection) -> object:
         connection.event("thinking", offset=0, text="hm, ")
         connection.event("thinking", offset=4, text="six")
@@ -361,9 +280,9 @@ def test_what_a_model_thinks_is_dim_and_apart_from_its_answer(double: Double, ct
         return result()
 
     double.answers["session.run"] = run
-    _, seen = Terminal(ctl, "run", "x").end()
+    _, seen = on_terminal(ctl, "run", "x").end()
     assert seen == "\x1b[2mhm, \x1b[0m\x1b[2msix\x1b[0m\x1b[2m\n\x1b[0mhello\n"
-    assert Terminal(ctl, "run", "-q", "x").end() == (0, "hello\n")
+    assert on_terminal(ctl, "run", "-q", "x").end() == (0, "hello\n")
     assert ctl("run", "x").stderr == ""
 
 

@@ -33,7 +33,7 @@ from tests.aiosctl_double import AIOSCTL, Ctl
 from tests.daemon import PATIENCE_S, Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.ollama_double import OllamaDouble
-from tests.test_aiosctl_terminal import Terminal
+from tests.terminals import OnTerminal
 
 pytestmark = pytest.mark.anyio
 
@@ -265,7 +265,7 @@ def ctl_of(setting: Setting) -> Ctl:
     return ctl
 
 
-async def test_a_run_inside_a_pipeline_asks_on_the_terminal(tmp_path: Path) -> None:
+async def test_a_run_inside_a_pipeline_asks_on_the_terminal(tmp_path: Path, on_terminal: OnTerminal) -> None:
     async with OllamaDouble(Script(text=("Done.",))) as model:
         setting = Setting(tmp_path, model)
         model.scripts = [calling("x\x1b[2J")]
@@ -273,7 +273,7 @@ async def test_a_run_inside_a_pipeline_asks_on_the_terminal(tmp_path: Path) -> N
         def work() -> str:
             with setting.daemon:
                 line = 'echo text | $AIOSCTL run --write "Note it" 2>/dev/null | tr a-z A-Z'
-                terminal = Terminal(ctl_of(setting), "-c", line, command=["/bin/sh"])
+                terminal = on_terminal(ctl_of(setting), "-c", line, command=["/bin/sh"])
                 terminal.until("allow it? [y/n/always/never]")
                 terminal.type(b"what?\n")
                 terminal.until("what?\r\n  allow it?")
@@ -289,14 +289,16 @@ async def test_a_run_inside_a_pipeline_asks_on_the_terminal(tmp_path: Path) -> N
         assert setting.effects == ["x\x1b[2J"]
 
 
-async def test_an_answer_from_another_terminal_withdraws_the_question(tmp_path: Path) -> None:
+async def test_an_answer_from_another_terminal_withdraws_the_question(
+    tmp_path: Path, on_terminal: OnTerminal
+) -> None:
     async with OllamaDouble(Script(text=("Done.",))) as model:
         setting = Setting(tmp_path, model)
         model.scripts = [calling("x")]
 
         def work() -> None:
             with setting.daemon as daemon:
-                terminal = Terminal(ctl_of(setting), "run", "--write", "Note it")
+                terminal = on_terminal(ctl_of(setting), "run", "--write", "Note it")
                 terminal.until("allow it?")
                 assert daemon.ctl("approvals", "answer", "@last", "always").returncode == 0
                 terminal.until("(answered elsewhere)")
@@ -307,7 +309,7 @@ async def test_an_answer_from_another_terminal_withdraws_the_question(tmp_path: 
                 assert daemon.ctl("approvals", "revoke", rule.rule_id[:6]).stdout == f"revoked {rule.rule}\n"
                 assert daemon.call(ApprovalList()).rules == ()
                 assert daemon.ctl("approvals", "revoke", "zzz").returncode == 66
-                attached = Terminal(ctl_of(setting), "attach", "@last")  # a replay asks nothing again
+                attached = on_terminal(ctl_of(setting), "attach", "@last")  # a replay asks nothing again
                 status, seen = attached.end()
                 assert status == 0 and "allow it?" not in seen
 
@@ -326,7 +328,9 @@ def delegating(body: dict[str, Any]) -> Script:
     return Script(text=(), calls=tuple(("spawn", json.dumps({"task": f"Note {n}"})) for n in (1, 2)))
 
 
-async def test_what_a_child_asks_is_asked_where_its_parent_is_watched(tmp_path: Path) -> None:
+async def test_what_a_child_asks_is_asked_where_its_parent_is_watched(
+    tmp_path: Path, on_terminal: OnTerminal
+) -> None:
     async with OllamaDouble(Script(text=("Done.",))) as model:
         setting = Setting(tmp_path, model)
         model.choose = delegating
@@ -334,7 +338,7 @@ async def test_what_a_child_asks_is_asked_where_its_parent_is_watched(tmp_path: 
         def work() -> str:
             with setting.daemon as daemon:
                 session = setting.session("?notes", "spawn")
-                terminal = Terminal(ctl_of(setting), "run", "-s", session.session_id, "Delegate")
+                terminal = on_terminal(ctl_of(setting), "run", "-s", session.session_id, "Delegate")
                 terminal.until("allow it?")
                 terminal.type(b"y\n")
                 terminal.until("allow it?")
