@@ -18,6 +18,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import SocketListener
 
+from aiosd import telemetry
 from aiosd.audit import Audit
 from aiosd.config import EMBEDDERS, Config
 from aiosd.errors import AiosError, ConfigError, InvalidState
@@ -71,14 +72,16 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     prctl(PR_SET_DUMPABLE, 0)  # our memory, environment and descriptors are no other process's to read
     started = time.monotonic()
     stop = anyio.Event()
+    secrets = Secrets(config, environ)
     with (
         _lock(paths.lock, socket_path),
         passed_socket(environ) or _bound(socket_path) as listening,
         open_export(environ) as export,
+        telemetry.masked(secrets.mask),
     ):
         async with (
             open_database(paths.database) as database,
-            nullcontext(Audit(database, Secrets(config, environ))) as audit,
+            nullcontext(Audit(database, secrets)) as audit,
             open_reload(
                 paths.config,
                 config,
@@ -151,7 +154,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 def apply(new: Config, pool: Pool) -> None:
                     hands.agents = new.agents
                     hands.pool = services.pool = consolidation.pool = pool
-                    registry.audit.secrets = Secrets(new, environ)
+                    secrets.configure(new)
                     budget.config_usd = new.budget.day_usd
                     services.config = new
                     mcp.configure(new.mcp.servers)

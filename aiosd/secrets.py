@@ -6,14 +6,18 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from aiosd.config import Backend, Config, Memory
+from aiosd.systemd import credential
 
 SHORTEST = 8
 """Characters. What is shorter is no key, and its masking would tear words apart."""
+
+_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+"""In the name of a variable of an MCP server, whose other variables hold ordinary words."""
 
 T = TypeVar("T")
 
@@ -22,13 +26,17 @@ class Secrets:
     """Key files are read again once they have changed: `aiosctl model key` replaces them while the daemon runs."""
 
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
-        keys: list[Backend | Memory] = [*config.models.backends.values(), config.memory]
-        names = sorted({k.key_env for k in keys if k.key_env})
-        self._fixed = {
-            value: f"[${name}]" for name in names if len(value := environ.get(name, "").strip()) >= SHORTEST
-        }
-        self._files = tuple(sorted({k.key_file for k in keys if k.key_file}))
+        self._environ = environ
         self._read: dict[str, tuple[tuple[int, int, int], str]] = {}
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        keys: list[Backend | Memory] = [*config.models.backends.values(), config.memory]
+        fixed = [(k.key_env, self._given(k.key_env)) for k in keys if k.key_env]
+        for server in config.mcp.servers.values():
+            fixed += [(name, value.strip()) for name, value in server.env.items() if _SECRET.search(name)]
+        self._fixed = [(value, f"[${name}]") for name, value in sorted(set(fixed))]
+        self._files = tuple(sorted({k.key_file for k in keys if k.key_file}))
 
     def mask(self, text: str) -> str:
         """The text with the name of a key where its value stood."""
@@ -38,23 +46,37 @@ class Secrets:
 
     def masked(self, noun: T) -> T:
         """The struct with every text in it masked; the very same where there is nothing to mask."""
-        values = self._values()
-        encoded = whole = msgspec.json.encode(noun)
-        for value, name in values.items():
-            encoded = encoded.replace(_quoted(value), _quoted(name))
-        return noun if encoded == whole else msgspec.json.decode(encoded, type=type(noun))
+        encoded = msgspec.json.encode(noun)
+        if not any(_quoted(value) in encoded for value in self._values()):
+            return noun
+        return msgspec.convert(self._walked(msgspec.to_builtins(noun)), type=type(noun))
+
+    def _walked(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self.mask(value)
+            case dict():
+                return {self._walked(key): self._walked(each) for key, each in value.items()}
+            case list() | tuple():
+                return [self._walked(each) for each in value]
+            case _:
+                return value
 
     def stream(self) -> MaskedStream:
         """For a text that comes in pieces."""
         return MaskedStream(self._values())
 
     def _values(self) -> dict[str, str]:
-        """Longest first: one key may begin another."""
-        values = dict(self._fixed)
-        for file in self._files:
-            if len(value := self._of_file(file)) >= SHORTEST:
-                values[value] = f"[key file {os.path.basename(file)}]"
+        """Longest first: one key may begin another. Each also as it stands in JSON, which texts may be."""
+        files = ((self._of_file(file), f"[key file {os.path.basename(file)}]") for file in self._files)
+        values: dict[str, str] = {}
+        for value, name in (*self._fixed, *files):
+            if len(value) >= SHORTEST:
+                values |= {value: name, _quoted(value).decode(): name}
         return dict(sorted(values.items(), key=lambda item: -len(item[0])))
+
+    def _given(self, name: str) -> str:
+        return self._environ.get(name, "").strip() or credential(name, self._environ) or ""
 
     def _of_file(self, file: str) -> str:
         path = Path(file).expanduser()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -57,6 +57,30 @@ class Readable(logging.Formatter):
         extra = "".join(f"  {k}={v}" for k, v in fields(record).items())
         line = f"{time} {record.levelname:<7} {record.getMessage()}{extra}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _Masked(logging.Formatter):
+    def __init__(self, inner: logging.Formatter, mask: Callable[[str], str]) -> None:
+        super().__init__()
+        self._inner = inner
+        self._mask = mask
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._mask(self._inner.format(record))
+
+
+@contextmanager
+def masked(mask: Callable[[str], str]) -> Iterator[None]:
+    """What is logged in this block has gone through `mask`, line by line: children say what they like on stderr."""
+    handlers = logging.getLogger().handlers
+    before = [handler.formatter for handler in handlers]
+    for handler in handlers:
+        handler.setFormatter(_Masked(handler.formatter or logging.Formatter(), mask))
+    try:
+        yield
+    finally:
+        for handler, formatter in zip(handlers, before, strict=True):
+            handler.setFormatter(formatter)
 
 
 @contextmanager

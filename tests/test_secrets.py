@@ -14,12 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosctl.client import Client
-from aiosd.config import Backend, Config, Models
+from aiosd.config import Backend, Config, Mcp, McpServer, Models
+from aiosd.models.backend import ModelRequest
+from aiosd.models.router import outgoing
 from aiosd.protocol.memory import MemoryList
+from aiosd.protocol.models import ModelInfer
 from aiosd.protocol.sessions import SessionRun
 from aiosd.protocol.tools import ToolCall
-from aiosd.records import AnyEvent, Input, TaskResult, Text, TextEvent, ToolResult
+from aiosd.records import AnyEvent, Input, Message, TaskResult, Text, TextEvent, ToolResult, ToolUse
 from aiosd.secrets import Secrets
+from aiosd.tasks.inference import public
 from tests.daemon import Daemon
 from tests.doubles.http_double import Script
 from tests.doubles.openai_double import OpenAIDouble
@@ -41,7 +45,7 @@ def leak(text: str) -> dict[str, str]:
 
 @tool(permissions=["*"])
 def fail(text: str) -> str:
-    "Fails with what it is given."
+    "Fails with what it is given, and says it on stderr."
     raise ValueError(text)
 """
 
@@ -99,6 +103,9 @@ async def test_no_key_gets_into_what_is_kept_or_sent(tmp_path: Path) -> None:
 
                 given = leak(f"x {KEY} x")
                 assert KEY not in given and "x [$SOME_KEY] x" in given
+                failed = ToolCall(session_id=session.session_id, name="fail", arguments={"text": KEY})
+                assert "ValueError: [$SOME_KEY]" in str(daemon.call(failed))
+                assert "ValueError: [$SOME_KEY]" in daemon.log.read_text()  # a host's stderr goes there
                 (home / "key.txt").write_text(LATER)
                 assert "x [key file key.txt] x" in leak(f"x {LATER} x")
                 memories = daemon.call(MemoryList(session_id=session.session_id)).memories
@@ -110,6 +117,82 @@ async def test_no_key_gets_into_what_is_kept_or_sent(tmp_path: Path) -> None:
         assert len(model.chats()) == 3 and "[$SOME_KEY]" in sent and "[key file key.txt]" in sent
         assert KEY.split('"')[0] not in sent and FILE_KEY not in sent
         assert model.seen[-1].headers["authorization"] == f"Bearer {KEY}"  # that is what it is for
+
+
+@pytest.mark.anyio
+async def test_a_key_in_a_prompt_reaches_a_local_model_and_no_remote_one(tmp_path: Path) -> None:
+    prompt = Message(role="user", content=f"What is {KEY} for? It is in {json.dumps({'env': KEY})}")
+    async with OpenAIDouble(Script(text=("For you.",))) as far, OpenAIDouble(Script(text=(KEY,))) as near:
+        config = f"""
+            [models.backends.far]
+            kind = "openai"
+            url = "{far.base}"
+            model = "m"
+            local = false
+            key_env = "SOME_KEY"
+            [models.backends.near]
+            kind = "openai"
+            url = "{near.base}"
+            model = "m"
+        """
+
+        def work() -> None:
+            with Daemon(tmp_path / "home", config, {"SOME_KEY": KEY}) as daemon:
+                asked = ModelInfer(messages=(prompt,), backend="far")
+                assert daemon.call(asked).text == "For you."
+                asked = ModelInfer(messages=(prompt,), backend="near")
+                assert daemon.call(asked).text == KEY  # his own, by a model on his machine
+                assert remains(daemon.home) == []
+
+        await aside(work)
+        (sent,) = far.chats()
+        masked = prompt.content.replace(KEY, "[$SOME_KEY]").replace(json.dumps(KEY)[1:-1], "[$SOME_KEY]")
+        assert [message["content"] for message in sent["messages"]] == [masked]
+        assert [message["content"] for message in near.chats()[0]["messages"]] == [prompt.content]
+
+
+VALUES = st.text(st.characters(exclude_categories=["Cs"]), min_size=8, max_size=40).filter(
+    lambda text: len(text.strip()) >= 8
+)
+
+
+@given(value=VALUES, data=st.data())
+def test_wherever_a_key_stands_in_a_request_what_goes_out_has_none(value: str, data: st.DataObject) -> None:
+    config = Config(models=Models(backends={"a": Backend(kind="openai", url="http://x", key_env="A_KEY")}))
+    secrets = Secrets(config, {"A_KEY": value})
+    value = value.strip()
+    around = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
+    text = st.one_of(
+        around,
+        st.builds(lambda a, b: a + value + b, around, around),
+        around.map(lambda text: json.dumps({text: value}, ensure_ascii=False)),
+    )
+    use = st.builds(ToolUse, call_id=around, name=around, arguments=st.dictionaries(text, text, max_size=2))
+    message = st.builds(
+        Message,
+        role=st.sampled_from(["user", "assistant", "tool"]),
+        content=text,
+        tool_calls=st.lists(use, max_size=2).map(tuple),
+    )
+    request = ModelRequest(messages=data.draw(st.lists(message, min_size=1, max_size=3).map(tuple)))
+    ready = public(request, secrets)
+    assert outgoing(ready, local=True).messages == request.messages
+    for sent in outgoing(ready, local=False).messages:
+        used = [each for call in sent.tool_calls for pair in call.arguments.items() for each in pair]
+        for each in (sent.content, *used):
+            assert value not in each and json.dumps(value, ensure_ascii=False)[1:-1] not in each
+
+
+def test_a_key_of_the_services_credentials_or_of_an_mcp_server_is_known(tmp_path: Path) -> None:
+    (tmp_path / "CLOUD_KEY").write_text("sk-credential\n")
+    env = {"GITHUB_TOKEN": "ghp-0123456789", "LOG_LEVEL": "debugging"}
+    config = Config(
+        models=Models(backends={"a": Backend(kind="openai", url="http://x", key_env="CLOUD_KEY")}),
+        mcp=Mcp(servers={"github": McpServer(command="x", env=env)}),
+    )
+    secrets = Secrets(config, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    said = secrets.mask("sk-credential ghp-0123456789 debugging")
+    assert said == "[$CLOUD_KEY] [$GITHUB_TOKEN] debugging"
 
 
 @given(st.text(min_size=8, max_size=40).filter(lambda text: len(text.strip()) >= 8), st.text(max_size=10))
@@ -191,6 +274,12 @@ async def test_no_watcher_sees_a_key_that_comes_in_pieces(tmp_path: Path) -> Non
             streamed += text
         assert streamed == result.result
         assert not any(KEY[:9].encode() in each or KEY[15:].encode() in each for each in seen)
+
+
+def test_a_text_that_is_a_key_only_with_half_of_an_escape_is_none() -> None:
+    config = Config(models=Models(backends={"a": Backend(kind="openai", url="http://x", key_env="A_KEY")}))
+    text = ToolResult(content=(Text(text="\npm_01234567"),), is_error=False)
+    assert Secrets(config, {"A_KEY": "npm_01234567"}).masked(text) == text
 
 
 def test_what_is_too_short_for_a_key_masks_no_words() -> None:

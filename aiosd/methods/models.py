@@ -43,6 +43,7 @@ async def model_infer(services: Services, peer: server.Peer, params: ModelInfer)
         services.pool,
         services.budget,
         services.database,
+        services.registry.audit.secrets,
         params,
         on_text if params.stream else None,
         on_wait if params.progress else None,

@@ -14,6 +14,7 @@ from aiosd.models.backend import ModelRequest, Reply, TextDelta, ThinkingDelta
 from aiosd.models.exchange import OnWait
 from aiosd.models.pool import Pool
 from aiosd.protocol.models import ModelAsked
+from aiosd.secrets import Secrets
 from aiosd.state import tasks
 from aiosd.state.database import Database
 from aiosd.tasks.budget import Budget
@@ -37,10 +38,19 @@ def model_request(asked: ModelAsked) -> ModelRequest:
     )
 
 
+def public(request: ModelRequest, secrets: Secrets) -> ModelRequest:
+    """The request with other messages for a remote model where its own hold a key of the config."""
+    masked = secrets.masked(request)
+    if masked is request:
+        return request
+    return msgspec.structs.replace(masked, messages=request.messages, public=masked.messages)
+
+
 async def infer(
     pool: Pool,
     budget: Budget,
     database: Database,
+    secrets: Secrets,
     asked: ModelAsked,
     on_text: Callable[[str], Awaitable[None]] | None,
     on_wait: OnWait | None,
@@ -48,7 +58,7 @@ async def infer(
     """The reply. What it costs counts against the day's cap, also where it fails; where the caller goes away in
     the middle, the most that it can have cost does. Raises what Pool.reply raises."""
     holder = str(uuid4())
-    request = model_request(asked)
+    request = public(model_request(asked), secrets)
     if on_text is not None and request.priority == "background":
         # A background reply may give its slot away and begin anew, which who reads it could not tell.
         request = msgspec.structs.replace(request, priority="normal")
