@@ -228,7 +228,7 @@ def _daemon(where: Path) -> Iterator[Finding]:
     for each in backends:
         said = f"{each.name}: {each.model}" + (f": {each.reason}" if each.reason else "")
         if each.state == "down":
-            yield Finding(check="backend", state="note", what=said, fix="aiosctl model setup")
+            yield Finding(check="backend", state="note", what=said, fix=each.hint or "aiosctl model list")
         else:
             yield Finding(check="backend", state="ok", what=said)
     for problem in info.problems:

@@ -250,6 +250,8 @@ class BackendInfo(Record, frozen=True, kw_only=True):
     state: Literal["up", "down", "unknown"]
     reason: str | None
     """Why it is down."""
+    hint: str | None = None
+    """A command that may bring it up."""
     slots: int
     in_flight: int
     price_in: float

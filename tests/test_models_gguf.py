@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import gguf
 import httpx
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from aiosd.models import gguf_file
 from aiosd.models.answer import Form
 from aiosd.models.backend import (
     BackendFailed,
@@ -271,18 +275,53 @@ async def test_a_model_that_nobody_uses_gives_its_memory_back(tiny: Path) -> Non
         assert done_of(await deltas(backend, user("hi"))).load_s != 0.0
 
 
-async def test_a_file_that_is_cut_short_is_told_and_may_be_mended(tiny: Path, tmp_path: Path) -> None:
+async def test_a_file_that_does_not_load_is_told_and_may_be_mended(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "small.gguf"
-    shutil.copy(tiny, path)
-    os.truncate(path, 300_000)
+    path.write_bytes(tiny.read_bytes().replace(b"block_count", b"block_kount"))  # noqa: ASYNC240
     async with serving(path) as backend:
-        assert await backend.probe() is None  # nobody has read it yet
+        assert await backend.probe() is None  # its header is one, and nobody has loaded it yet
         why = str(await failure(backend))
-        assert "model is corrupted or incomplete" in why
+        assert "error loading model" in why
         assert await backend.probe() == why
         shutil.copy(tiny, path)
         assert await backend.probe() is None
         await deltas(backend, user("hi"))
+
+
+async def test_a_file_that_is_cut_off_is_told_before_anybody_loads_it(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    shutil.copy(tiny, path)
+    size = path.stat().st_size
+    async with serving(path) as backend:
+        for left, why in (
+            (size - 1, f"{path} is cut off: it has {size - 1:,} bytes of {size:,}"),
+            (3_000, f"{path} is cut off: it ends within its header"),
+        ):
+            os.truncate(path, left)
+            assert await backend.probe() == why
+            assert str(await failure(backend)) == why
+        assert backend._child.pid is None
+        shutil.copy(tiny, path)
+        assert await backend.probe() is None
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_no_header_however_damaged_is_more_than_a_sentence(
+    tiny: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    header = bytearray(tiny.read_bytes()[:8_000])
+    for at in data.draw(st.lists(st.integers(0, len(header) - 1), max_size=8)):
+        header[at] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(header[: data.draw(st.integers(0, len(header)))])
+    why = gguf_file.damage(path)
+    assert why is None or why.startswith(f"{path} is ")
+
+
+def test_tensors_are_as_large_as_ggml_says() -> None:
+    known = {int(type): size for type, size in gguf.GGML_QUANT_SIZES.items()}
+    assert {type: known[type] for type in gguf_file.BLOCKS} == gguf_file.BLOCKS
 
 
 async def test_a_file_that_makes_llama_abort_ends_its_own_process_alone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,6 +158,23 @@ def test_who_fits_nobody_is_told_why_and_the_ways_out(
     assert "install Ollama" in str(caught.value)
     assert "[models.backends] in config.toml" in str(caught.value)
     assert caught.value.hint in ("aiosctl model setup", "aiosctl model list")
+
+
+@pytest.mark.parametrize(
+    ("reason", "way"),
+    [
+        ("Ollama has no model `m`; get it with: aiosctl model pull m", "aiosctl model pull m"),
+        ("no Ollama answers at http://h; start it with: ollama serve", "ollama serve"),
+        ("get it with: /a/python -m pip install 'aiosd[gguf]'", "/a/python -m pip install 'aiosd[gguf]'"),
+        ("no server answers at http://127.0.0.1:9/v1; is it running?", None),
+        ("http://h failed with status 500: out of memory", None),
+    ],
+)
+def test_a_reason_that_ends_in_a_command_has_it_as_its_hint(reason: str, way: str | None) -> None:
+    with pytest.raises(NoModelFits) as caught:
+        choose(ask(), [msgspec.structs.replace(DOWN, down=reason)])
+    assert caught.value.hint == (way or "aiosctl model list")
+    assert ("install Ollama" in str(caught.value)) == (way is None)
 
 
 def test_an_unknown_name_is_not_found_and_the_known_ones_are_named() -> None:

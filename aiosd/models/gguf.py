@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -21,11 +22,12 @@ import msgspec
 from aiosd import config
 from aiosd.child import Call, Child, ChildDied, Held, open_child
 from aiosd.errors import DeadlineExceeded
+from aiosd.models import gguf_file
 from aiosd.models.backend import BackendFailed, Delta, Done, Message, ModelRequest, ToolSpec
 from aiosd.models.openai import OpenAI
 from aiosd.models.window import Window
 
-INSTALL = "pip install 'aiosd[gguf]'"
+INSTALL = f"{shlex.quote(sys.executable)} -m pip install 'aiosd[gguf]'"
 CONTEXT = 8192
 """Tokens of one request where the config does not say: what models are trained for may need more memory than there
 is. llama.cpp takes no more than the model was trained for."""
@@ -36,7 +38,6 @@ IDLE_S = 300.0
 DYING_S = 1.0
 """For a process whose connection broke to be known as dead."""
 
-_MAGIC = b"GGUF"
 _KEY = "KEY"
 _CAUSE = re.compile(r" E .*?((?:error loading model|failed to initialize the context): .+)")
 """Where llama.cpp says why it does not load a model; what follows only says that it does not."""
@@ -78,6 +79,8 @@ class Gguf:
         self._server: OpenAI | None = None
         self._unfit: tuple[tuple[int, int], str] | None = None
         """The file that did not load the last time, and why."""
+        self._read: tuple[tuple[int, int], str | None] | None = None
+        """The file whose header was read, and what is wrong with it."""
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         began = anyio.current_time()
@@ -105,7 +108,7 @@ class Gguf:
         return self._child.is_ready
 
     async def probe(self) -> str | None:
-        """A file that did not load is told with its reason until it changes: reading it takes as long as loading it."""
+        """A file that did not load is told with its reason until it changes: reading all of it takes as long as loading it."""
         missing = await anyio.to_thread.run_sync(self._missing)
         if missing is None and self._unfit is not None and self._unfit[0] == await self._stamp():
             return self._unfit[1]
@@ -165,11 +168,13 @@ class Gguf:
         if importlib.util.find_spec("xllamacpp") is None:
             return f"a gguf needs llama.cpp; get it with: {INSTALL}"
         try:
-            with self.path.open("rb") as file:
-                magic = file.read(len(_MAGIC))
+            found = self.path.stat()
+            stamp = found.st_mtime_ns, found.st_size
+            if self._read is None or self._read[0] != stamp:
+                self._read = stamp, gguf_file.damage(self.path)
         except OSError as exc:
             return f"{self.path}: {exc.strerror}"
-        return None if magic == _MAGIC else f"{self.path} is no GGUF file"
+        return self._read[1]
 
 
 async def _put_down(exc: BackendFailed, process: Held) -> BackendFailed:

@@ -14,7 +14,7 @@ from aiosd.config import TIERS
 from aiosd.models.backend import Backend, BackendFailed, Done, ModelRequest, Spare
 from aiosd.models.breaker import STALLED_S, Breaker, patience_s
 from aiosd.models.estimator import Learnt, Observed, Prediction, assumed, learn, learn_load, predict
-from aiosd.models.router import NOW, QUOTING, Standing
+from aiosd.models.router import NOW, QUOTING, Standing, way_up
 from aiosd.models.window import PER_MESSAGE, Window
 from aiosd.records import BackendInfo, Candidate, Tier, Tokens
 
@@ -226,6 +226,7 @@ class Member:
             tiers=tuple(tier for tier in TIERS if tier in self.ranks),
             state="up" if reason is None else "down",
             reason=reason,
+            hint=way_up(reason) if reason is not None else None,
             slots=backend.slots,
             in_flight=in_flight,
             price_in=backend.price_in,

@@ -27,7 +27,7 @@ from aiosd.models.learning import Learning, open_learning
 from aiosd.models.member import Member, Patience, Size, size
 from aiosd.models.openai import OpenAI
 from aiosd.models.queue import MOST_YIELDS
-from aiosd.models.router import Choice, Standing
+from aiosd.models.router import Choice, Standing, way_up
 from aiosd.models.slots import Moved, Seat, Slots
 from aiosd.records import BackendInfo, Candidate, Decision, Priority, Tier
 from aiosd.state.database import Database
@@ -486,6 +486,7 @@ def _absent(missing: Standing, url: str) -> BackendInfo:
         tiers=TIERS,
         state="down",
         reason=missing.down,
+        hint=way_up(missing.down or ""),
         slots=1,
         in_flight=0,
         price_in=0.0,

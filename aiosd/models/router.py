@@ -5,6 +5,7 @@ Text that must stay is decided here, and once more by the pool before each dispa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
@@ -31,6 +32,8 @@ PULL = "aiosctl model pull llama3.2"
 """2 GB, takes tools, runs without a GPU."""
 SETUP = "aiosctl model setup"
 """The hint where no model is there at all: it says what this machine lacks."""
+
+_COMMAND = re.compile(r": ((?:aiosctl|ollama|\S+ -m pip) [^;]+)$")
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 """The lowest first."""
@@ -245,12 +248,21 @@ def no_model_fits(request: ModelRequest, tried: Sequence[Candidate], *, cost_usd
         " for coding" if request.task_type == "coding" else ""
     )
     models = any(c.model not in ("", QUOTING) for c in near)
+    way = next((way for c in near if c.rejected and (way := way_up(c.rejected))), None)
+    if way is None:
+        said = (said or "there is none") + ("" if said.endswith("?") else ".") + f" {WAYS_OUT}"
     return NoModelFits(
-        f"{what}: {said or 'there is none'}. {WAYS_OUT}",
-        hint=LIST if models else SETUP,
+        f"{what}: {said}",
+        hint=way or (LIST if models else SETUP),
         candidates=[{"backend": c.backend, "model": c.model, "rejected": c.rejected} for c in tried],
         cost_usd=cost_usd,
     )
+
+
+def way_up(reason: str) -> str | None:
+    """The command that a backend's reason ends in, which may bring it up."""
+    found = _COMMAND.search(reason)
+    return found[1] if found else None
 
 
 def unfit(request: ModelRequest, standing: Standing) -> str | None:
