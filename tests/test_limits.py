@@ -85,6 +85,16 @@ def test_any_repetition_is_found_and_cut_behind_its_first_time(before: str, unit
     assert (before + unit * times).startswith((before + unit)[:cut])
 
 
+@pytest.mark.parametrize("size", [1, 2, 249, 250, 251, 999, WINDOW // LEAST_TIMES])
+def test_the_shortest_repetition_that_counts_is_found_and_a_character_less_is_none(size: int) -> None:
+    prose = "".join(f"Line {n} says that {n * n} is the square of {n}.\n" for n in range(300))
+    piece = prose[-size:].swapcase().replace("\n", "~")
+    long = max(LEAST_CHARS, LEAST_TIMES * size)
+    spun = (piece * LEAST_CHARS)[-long:]
+    assert repeats_from(prose + spun) == len(prose) + size
+    assert repeats_from(prose + "#" + spun[1:]) is None
+
+
 def test_prose_tables_and_rulers_are_no_repetition() -> None:
     prose = "".join(f"Line {n} says that {n * n} is the square of {n}.\n" for n in range(300))
     table = "| a | b |\n" * (LEAST_CHARS // 12)

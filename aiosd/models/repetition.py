@@ -12,7 +12,13 @@ LEAST_TIMES = 4
 """How often the same must stand in a row."""
 
 EVERY_CHARS = 500
-"""New text between two looks, since one costs a millisecond."""
+"""New text between two looks, since one at a text that does repeat itself costs a millisecond."""
+
+_LONGEST = WINDOW // LEAST_TIMES
+"""Characters of the longest piece whose repetition fits the window."""
+
+_SAME = LEAST_CHARS - LEAST_CHARS // LEAST_TIMES
+"""Characters of the end that stand once more, a piece earlier, where a text repeats itself: all but its first piece."""
 
 
 def repeats_from(text: str) -> int | None:
@@ -21,6 +27,8 @@ def repeats_from(text: str) -> int | None:
     The end of a text has the period p where it is the same as itself p characters earlier; the prefix function of the
     text turned round gives the shortest for each length (Knuth, Morris, Pratt).
     """
+    if text[-_SAME:] not in text[-_SAME - _LONGEST : -1]:
+        return None  # most texts: a search in C tells in microseconds
     end = text[-WINDOW:][::-1]
     borders = [0] * len(end)
     longest: tuple[int, int] | None = None
