@@ -88,6 +88,10 @@ class Decoder:
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """What is complete; the rest is kept for the next call. Raises LineTooLong."""
+        if not self._buffer and 0 <= data.find(b"\n") == len(data) - 1 <= self._max_line:
+            if not data.isspace():
+                yield parse(data)  # most come alone and whole
+            return
         self._buffer += data
         while (end := self._buffer.find(b"\n", self._searched)) >= 0:
             if end > self._max_line:

@@ -6,6 +6,7 @@ jsonrpcserver looks the method up, binds the arguments and calls it. Framing and
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import os
@@ -48,6 +49,8 @@ READ = 64 * 1024
 MAX_OPEN = 1024
 """Requests one connection may have open; more are answered `overloaded` at once."""
 
+NOTHING = memoryview(b"")
+
 
 class Peer(Protocol):
     """Whoever asked: what a method may do with the connection beside answering."""
@@ -69,7 +72,7 @@ M = TypeVar("M", bound=Method)
 
 
 def inline(method: M) -> M:
-    """Marks a method that never suspends: it runs in the reading loop, without a task of its own."""
+    """Marks a method that never suspends: it runs where its request is read, without a task of its own."""
     method.inline = True  # type: ignore[attr-defined]
     return method
 
@@ -83,11 +86,14 @@ class Server:
         self._by_name = {name for name, method in methods.items() if _checks_names(method)}
         self._outbox = outbox
         self._stall_s = stall_s
-        self._closing = anyio.Event()
+        self._connections: set[_Connection] = set()
+        self._closing = False
 
     def close(self) -> None:
         """No more is read from anybody; what was asked is still answered, and then each connection ends."""
-        self._closing.set()
+        self._closing = True
+        for connection in self._connections:
+            connection.stop_reading()
 
     async def serve(self, listener: SocketListener) -> None:
         """Accepts until cancelled. Each connection has its own task group; none can end another."""
@@ -102,46 +108,26 @@ class Server:
                 logger.warning("refused a connection", extra={"uid": uid})
                 return
             try:
-                async with anyio.create_task_group() as tasks:
-                    connection = _Connection(raw, tasks, uid, self._outbox, self._stall_s)
-                    tasks.start_soon(self._read, connection)
-                    await connection.write()
-                    tasks.cancel_scope.cancel()
-            except* ConnectionError:
-                logger.debug("a client went away")
+                async with anyio.create_task_group() as requests:
+                    connection = _Connection(raw, uid, requests, self._take, self._outbox, self._stall_s)
+                    self._connections.add(connection)
+                    try:
+                        if self._closing:
+                            connection.stop_reading()
+                        await connection.ended.wait()
+                    finally:
+                        self._connections.discard(connection)
+                        connection.let_go()
+                    requests.cancel_scope.cancel()
             except* Exception:
                 logger.exception("a bug closed a connection")
-
-    async def _read(self, connection: _Connection) -> None:
-        """Answers what comes. The end of what the peer sends (`nc -N`) ends reading only: open requests are
-        still answered."""
-        decoder = framing.Decoder()
-        try:
-            async with anyio.create_task_group() as requests:
-                connection.requests = requests
-                with anyio.CancelScope() as reading:
-                    connection.tasks.start_soon(self._stop_at_close, reading)
-                    while data := await connection.read():
-                        for message in decoder.feed(data):
-                            self._take(connection, message)
-                        connection.flush()
-                        await connection.room()
-                    for message in decoder.end():
-                        self._take(connection, message)
-        except* framing.LineTooLong as group:
-            connection.put(framing.error(None, _first(group)) + b"\n")
-        connection.finish()
-
-    async def _stop_at_close(self, reading: anyio.CancelScope) -> None:
-        await self._closing.wait()
-        reading.cancel()
 
     def _take(self, connection: _Connection, message: framing.Message) -> None:
         match message:
             case framing.Request() if message.method in self._inline:
                 answer = _step(self._answer_inline(connection, message))
                 if answer is not None:
-                    connection.put(answer + b"\n", later=True)
+                    connection.put(answer + b"\n")
             case framing.Request() | framing.Batch():
                 size = len(message.items) if isinstance(message, framing.Batch) else 1
                 if connection.open + size > MAX_OPEN:
@@ -169,10 +155,10 @@ class Server:
                 answer = await self._answer_batch(connection, message)
             else:
                 answer = await self._answer(connection, message)
+            if answer is not None:
+                connection.put(answer + b"\n")
         finally:
-            connection.open -= size
-        if answer is not None:
-            connection.put(answer + b"\n")
+            connection.closed(size)
 
     async def _answer_batch(self, peer: Peer, batch: framing.Batch) -> bytes | None:
         """Section 6: the answers in one array; nothing at all where only notifications came."""
@@ -236,7 +222,8 @@ def _checks_names(method: Method) -> bool:
 
 
 def _guarded(name: str, method: Method) -> Callable[..., Awaitable[Result]]:
-    """The method as jsonrpcserver calls it. Its `__wrapped__` is the original, whose signature is bound."""
+    """The method as jsonrpcserver calls it. It binds the arguments to the signature, which is half of what a call costs
+    where it has to be made each time."""
 
     async def call(*args: Any, **kwargs: Any) -> Result:
         try:
@@ -247,7 +234,7 @@ def _guarded(name: str, method: Method) -> Callable[..., Awaitable[Result]]:
             logger.exception("a bug", extra={"method": name})
             return Error(InternalError.code, "", InternalError(""))
 
-    call.__wrapped__ = method  # type: ignore[attr-defined]
+    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
     return call
 
 
@@ -264,11 +251,6 @@ def _id(request: framing.Request) -> framing.Id:
     return None if isinstance(request.id, msgspec.UnsetType) else request.id
 
 
-def _first(group: BaseExceptionGroup[framing.LineTooLong]) -> framing.LineTooLong:
-    found = group.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found
-
-
 def _step(coroutine: Awaitable[bytes | None]) -> bytes | None:
     """Runs a coroutine that never suspends."""
     running = coroutine.__await__()
@@ -282,103 +264,165 @@ def _step(coroutine: Awaitable[bytes | None]) -> bytes | None:
 
 
 class _Connection:
-    """The socket, and a bounded outbox that one writer empties in as few writes as it can.
+    """One client's socket, and what waits to be written to it, which is bounded.
 
-    Reads and writes wait by anyio's `wait_readable` and `wait_writable`: its Unix streams raise
-    InvalidStateError in the loop when a wait is cancelled as it ends (agronholm/anyio#1267)."""
+    The loop calls back where there is something to read or room to write, so that what needs no task gets none, and what
+    is written in one turn of the loop leaves in one send."""
 
-    requests: TaskGroup
-
-    def __init__(self, raw: socket.socket, tasks: TaskGroup, uid: int, outbox: int, stall_s: float) -> None:
-        self._raw = raw
+    def __init__(
+        self,
+        raw: socket.socket,
+        uid: int,
+        requests: TaskGroup,
+        take: Callable[[_Connection, framing.Message], None],
+        outbox: int,
+        stall_s: float,
+    ) -> None:
         self.uid = uid
+        self.requests = requests
         self.open = 0
-        self.tasks = tasks
+        self.ended = anyio.Event()
+        """Nothing more will be written: all that was asked is answered, or nobody is there to read it."""
+        self._raw = raw
+        self._take = take
         self._outbox = outbox
         self._stall_s = stall_s
+        self._loop = asyncio.get_running_loop()
+        self._decoder = framing.Decoder()
+        self._begun = NOTHING
+        """What the peer took a part of."""
         self._waiting: list[bytes] = []
         self._size = 0
-        self._wake = anyio.Event()
-        self._roomy = anyio.Event()
-        self._roomy.set()
-        self._ending = False
-        self._sending = False
+        """Bytes of both."""
+        self._due = False
+        """They will be sent without anybody's asking."""
+        self._patience: asyncio.TimerHandle | None = None
+        """While the peer's buffer is full."""
+        self._roomy: anyio.Event | None = None
+        """Made by who waits for room."""
+        self._reads = self._listens = True
+        self._loop.add_reader(raw, self._read)
 
-    async def read(self) -> bytes:
-        """What the peer sent since; empty once it will send no more. Raises ConnectionError."""
-        while True:
-            try:
-                return self._raw.recv(READ)
-            except BlockingIOError:
-                await anyio.wait_readable(self._raw)
+    # --- in
 
-    def put(self, line: bytes, *, later: bool = False) -> None:
-        """Queues an answer; with `later`, `flush` will send it. Never waits: what bounds answers is that no more
-        requests are read (`room`)."""
+    def stop_reading(self) -> None:
+        """What was asked is still answered, and then the connection ends."""
+        self._reads = False
+        self._listen(False)
+        self._settle()
+
+    def closed(self, requests: int) -> None:
+        """So many requests are open no more."""
+        self.open -= requests
+        self._settle()
+
+    def _listen(self, wanted: bool) -> None:
+        if wanted and self._reads and not self._listens:
+            self._loop.add_reader(self._raw, self._read)
+            self._listens = True
+        elif not wanted and self._listens:
+            self._loop.remove_reader(self._raw)
+            self._listens = False
+
+    def _read(self) -> None:
+        """Answers what the peer has sent. The end of it (`nc -N`) ends reading only."""
+        try:
+            data = self._raw.recv(READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            return self._gone()
+        waits, self._due = self._due, True  # for the end of this
+        try:
+            for message in self._decoder.feed(data) if data else self._decoder.end():
+                self._take(self, message)
+        except framing.LineTooLong as exc:
+            self.put(framing.error(None, exc) + b"\n")
+            data = b""
+        except Exception:
+            logger.exception("a bug closed a connection")
+            return self.let_go()
+        if not waits:
+            self._flush()
+        if not data:
+            self.stop_reading()
+        elif self._size > self._outbox:  # who does not read its answers is asked for no more requests
+            self._listen(False)
+
+    # --- out
+
+    def put(self, line: bytes) -> None:
+        """Sends a line at the end of this turn of the loop, or once the peer has room for it. Never waits."""
+        if self.ended.is_set():
+            return
         self._waiting.append(line)
         self._size += len(line)
-        if self._size > self._outbox and self._roomy.is_set():
-            self._roomy = anyio.Event()
-        if not later:
-            self._wake.set()
-
-    def flush(self) -> None:
-        """Sends what waits at once where nobody is sending and the peer's buffer has room; the rest is the writer's."""
-        if not self._waiting:
-            return
-        if not self._sending:
-            data = b"".join(self._waiting)
-            try:
-                sent = self._raw.send(data)
-            except OSError:  # full, or gone: the writer finds out
-                sent = 0
-            self._size -= sent
-            self._waiting[:] = [data[sent:]] if sent < len(data) else []
-        if self._waiting:
-            self._wake.set()
-        elif self._size <= self._outbox // 2:
-            self._roomy.set()
-
-    async def room(self) -> None:
-        """Returns once less than the outbox waits to be read by the peer."""
-        await self._roomy.wait()
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._flush)
 
     async def notify(self, method: str, params: object) -> None:
-        await self.room()
+        while self._size > self._outbox or self.ended.is_set():  # after the end until it is cancelled
+            if self._roomy is None:
+                self._roomy = anyio.Event()
+            await self._roomy.wait()
         self.put(framing.notification(method, params))
 
-    def finish(self) -> None:
-        """No more answers will come; the writer ends once it has written those that wait."""
-        self._ending = True
-        self._wake.set()
+    def _flush(self) -> None:
+        """Sends what waits, as much as the peer takes now; the rest once it takes more."""
+        if self.ended.is_set():
+            return
+        if not self._begun:
+            self._begun = memoryview(b"".join(self._waiting))
+            self._waiting.clear()
+        try:
+            sent = self._raw.send(self._begun) if self._begun else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return self._gone()
+        self._size -= sent
+        self._begun = self._begun[sent:] if sent < len(self._begun) else NOTHING
+        self._due = self._size > 0
+        stuck = self._patience is not None
+        if (stuck and sent) or (self._due and not stuck):
+            self._wait()
+        if self._roomy is not None and self._size <= self._outbox // 2:
+            self._roomy.set()
+            self._roomy = None
+        if self._size <= self._outbox // 2:
+            self._listen(True)
+        self._settle()
 
-    async def write(self) -> None:
-        """Until all is written that ever will be, or the peer takes no more."""
-        while self._waiting or not self._ending:
-            await self._wake.wait()
-            self._wake = anyio.Event()
-            while self._waiting:
-                data = memoryview(b"".join(self._waiting))
-                self._waiting.clear()
-                self._sending = True
-                while data:
-                    with anyio.move_on_after(self._stall_s) as patience:
-                        sent = await self._send(data)
-                    if patience.cancelled_caught:
-                        logger.warning(
-                            "closed a connection that does not read", extra={"waiting": self._size}
-                        )
-                        self.tasks.cancel_scope.cancel()
-                        return
-                    data = data[sent:]
-                    self._size -= sent
-                    if self._size <= self._outbox // 2:
-                        self._roomy.set()
-                self._sending = False
+    def _wait(self) -> None:
+        """For the peer to read, anew with each byte that it does, while there is something for it."""
+        if self._patience is None:
+            self._loop.add_writer(self._raw, self._flush)
+        else:
+            self._patience.cancel()
+        if self._size:
+            self._patience = self._loop.call_later(self._stall_s, self._give_up)
+        else:
+            self._loop.remove_writer(self._raw)
+            self._patience = None
 
-    async def _send(self, data: memoryview) -> int:
-        while True:
-            try:
-                return self._raw.send(data)
-            except BlockingIOError:
-                await anyio.wait_writable(self._raw)
+    def _give_up(self) -> None:
+        logger.warning("closed a connection that does not read", extra={"waiting": self._size})
+        self.let_go()
+
+    def _gone(self) -> None:
+        logger.debug("a client went away")
+        self.let_go()
+
+    def _settle(self) -> None:
+        if not (self._reads or self.open or self._size):
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Ends it, whatever still waits."""
+        if not self.ended.is_set():
+            self.ended.set()
+            self._loop.remove_reader(self._raw)
+            self._loop.remove_writer(self._raw)
+            if self._patience is not None:
+                self._patience.cancel()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import tempfile
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiosd import framing
-from aiosd.errors import AiosError, NotFound, from_wire
+from aiosd.errors import NotFound, from_wire
 from aiosd.framing import MAX_LINE
 from aiosd.server import Method, Peer, Server, inline
 
@@ -388,15 +389,23 @@ async def test_another_user_is_refused() -> None:
                 assert raw.recv(1) == b""
 
 
-@given(st.binary(max_size=200), st.integers(0, 200))
-async def test_no_bytes_can_break_the_decoder(data: bytes, cut: int) -> None:
-    whole = framing.request(1, "a", [1])
-    decoder = framing.Decoder()
-    messages = [*decoder.feed(data[:cut]), *decoder.feed(data[cut:] + b"\n" + whole)]
-    assert messages == [*framing.Decoder().feed(data + b"\n" + whole)] or any(
-        isinstance(m, AiosError) for m in messages
-    )
-    assert isinstance(messages[-1], framing.Request)
+PIECES = st.binary(max_size=6) | st.sampled_from([b"\n", b"  \n", b"[]\n", framing.request(1, "a", [1])])
+
+
+@given(st.lists(PIECES, max_size=8), st.integers(1, 80))
+async def test_how_bytes_are_cut_changes_nothing_of_what_they_say(pieces: list[bytes], max_line: int) -> None:
+    def said(parts: Iterable[bytes]) -> list[str]:
+        decoder, found = framing.Decoder(max_line), list[framing.Message]()
+        try:
+            for part in parts:
+                found += decoder.feed(part)
+            found += decoder.end()
+        except framing.LineTooLong as exc:
+            found.append(exc)
+        return [re.sub(" at 0x[0-9a-f]+", "", repr(message)) for message in found]
+
+    whole = b"".join(pieces)
+    assert said(pieces) == said([whole]) == said(whole[i : i + 1] for i in range(len(whole)))
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 3))

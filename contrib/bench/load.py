@@ -67,7 +67,9 @@ class Paced(OllamaDouble):
             return await super()._answer(seen, reader, writer)  # the daemon's own question, as of a summary
         first_ms, _, rest = task[1 : task.index("]")].partition("/")
         each_ms, _, pieces = (rest or "0x1").partition("x")
-        self.script = Script(text=tuple(f"word{i} " for i in range(int(pieces))))  # a text that repeats itself is cut
+        self.script = Script(
+            text=tuple(f"word{i} " for i in range(int(pieces)))
+        )  # a text that repeats itself is cut
         steps = sum(m["role"] == "tool" for m in messages)
         if steps < int(task.partition("tools=")[2] or 0):
             self.script = Script(text=(), calls=(("calculator", json.dumps({"expression": f"{steps}+1"})),))
