@@ -25,6 +25,7 @@ from aiosd.protocol.memory import (
     MemoryGet,
     MemoryImport,
     MemoryList,
+    MemoryMigrate,
     MemoryRecall,
     MemoryReindex,
     MemoryRemember,
@@ -35,6 +36,7 @@ from aiosd.protocol.memory import (
     Stats,
 )
 from aiosd.protocol.sessions import SessionCreate, SessionList
+from aiosd.protocol.system import SystemInfo
 from aiosd.protocol.tasks import TaskAttach
 from aiosd.records import AnyEvent, Memory, ProgressEvent, Task, TaskResult
 
@@ -321,13 +323,36 @@ def memory_reindex(ctx: typer.Context) -> None:
     aiosctl memory reindex
     """
     with connect(ctx) as client:
-        _watch(ctx, client, client.call(MemoryReindex()))
+        task = client.call(MemoryReindex())
+        _watch(ctx, client, task, client.call(MemoryStats(user_id=None)).memories)
 
 
-def _watch(ctx: typer.Context, client: Client, task: Task) -> None:
+@app.command("migrate", cls=Verb)
+def memory_migrate(
+    ctx: typer.Context,
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of a Qdrant server or cluster.")],
+) -> None:
+    """Make the index on a Qdrant server, and compare it with the one in use, which stays that until the config names
+    the other. What is private stays here. Broken off, it goes on where it was when it is called again.
+
+    The server's key is what memory.key_env or memory.key_file in the config names.
+
+    \b
+    aiosctl memory migrate https://qdrant.example:6333
+    """
+    with connect(ctx) as client:
+        task = client.call(MemoryMigrate(qdrant_url=url))
+        found = client.call(MemoryStats(user_id=None))
+        _watch(ctx, client, task, found.memories - found.private)
+        file = client.call(SystemInfo()).paths["config"]
+    if not globals_of(ctx).json:
+        line = f"qdrant_url = {msgspec.json.encode(url).decode()}"
+        render.notice(f"to use it, put `{line}` under [memory] in {file}; then: aiosctl service restart")
+
+
+def _watch(ctx: typer.Context, client: Client, task: Task, total: int) -> None:
     """Shows how far a task of the index has come until it ends. Raises what ended it."""
     done = 0
-    total = client.call(MemoryStats(user_id=None)).memories
     with render.progress("indexing", total, shown=not globals_of(ctx).json) as advance:
 
         def heard(method: str, params: msgspec.Raw) -> None:

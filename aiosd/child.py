@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 class ChildDied(AiosError):
     """The process ended under the call, or does not start. The next call finds a new one, `retry_after_s` from now."""
 
-    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
-        super().__init__(message, retry_after_s=retry_after_s)
+    def __init__(self, message: str, *, retry_after_s: float = 0.0, hint: str | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, hint=hint)
         self.retry_after_s = retry_after_s
 
 

@@ -121,6 +121,8 @@ class Memory(Section, frozen=True, kw_only=True):
     key_env: str | None = None
     """Of the server."""
     key_file: str | None = None
+    ca_file: str | None = None
+    """PEM of who vouches for the server's certificate, where no authority that everybody knows does."""
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -284,13 +286,17 @@ def _checked(name: str, backend: Backend, folder: Path) -> Backend:
     return backend
 
 
-def _check_url(where: str, url: str) -> None:
+def is_url(url: str) -> bool:
+    """Whether a server of HTTP can be there."""
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # brackets that do not close, a port over 65535
-        good = False
-    if not good:
+        return False
+
+
+def _check_url(where: str, url: str) -> None:
+    if not is_url(url):
         raise _Wrong(f"{where}: expected http://HOST[:PORT] or https://..., got `{url}`")
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from anyio.abc import SocketListener
 
 from aiosd import telemetry
 from aiosd.audit import Audit
-from aiosd.config import EMBEDDERS, Config
+from aiosd.config import EMBEDDERS, MEND, Config, Memory
 from aiosd.errors import AiosError, ConfigError, InvalidState
 from aiosd.events import Broker
 from aiosd.memory import remote, weights
@@ -73,6 +74,10 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
     started = time.monotonic()
     stop = anyio.Event()
     secrets = Secrets(config, environ)
+
+    def reach(url: str) -> remote.Server:
+        return _memory_server(reload.config.memory, url, paths, environ)
+
     with (
         _lock(paths.lock, socket_path),
         passed_socket(environ) or _bound(socket_path) as listening,
@@ -93,7 +98,8 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 paths.index,
                 weights_of(config, environ),
                 _embedder(config, reload),
-                _memory_server(config, paths, environ),
+                reach(config.memory.qdrant_url) if config.memory.qdrant_url else None,
+                reach,
             ) as memory,
             open_egress(paths.run / "egress.sock", lambda passage: _keep_passage(audit, passage)) as egress,
             open_mcp(
@@ -257,25 +263,35 @@ def _embedder(config: Config, reload: Reload) -> LocalModel | None:
     return LocalModel(f"{name}:{config.models.backends[name].model}", embed)
 
 
-def _memory_server(config: Config, paths: Paths, environ: Mapping[str, str]) -> remote.Server | None:
-    """The Qdrant that the config names. Raises ConfigError where there is no key that it names."""
-    memory, key = config.memory, None
-    if memory.qdrant_url is None:
-        return None
+def _memory_server(memory: Memory, url: str, paths: Paths, environ: Mapping[str, str]) -> remote.Server:
+    """The Qdrant there, with the key that the config names. Raises ConfigError where that is not there."""
+    key = named = None
     if memory.key_env:
+        named = f"${memory.key_env}"
         key = environ.get(memory.key_env, "").strip() or credential(memory.key_env, environ)
         if key is None:
             raise ConfigError(
-                f"the key of {memory.qdrant_url}, ${memory.key_env} (memory.key_env), is not set",
+                f"the key of {url}, ${memory.key_env} (memory.key_env), is not set",
                 hint=f"export {memory.key_env}=",
             )
     elif memory.key_file:
-        file = Path(memory.key_file).expanduser()
+        file = Path(named := memory.key_file).expanduser()
         try:
             key = file.read_text().strip()
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"memory.key_file: {exc}", hint=f"chmod u+r {file}") from None
-    return remote.Server(memory.qdrant_url, _collection(paths), remote.connect(memory.qdrant_url, key))
+    try:
+        trusted = (
+            ssl.create_default_context(cafile=Path(memory.ca_file).expanduser()) if memory.ca_file else None
+        )
+    except OSError as exc:  # SSLError is one
+        raise ConfigError(f"memory.ca_file: {memory.ca_file}: {exc.strerror or exc}", hint=MEND) from None
+    return remote.Server(
+        url=url,
+        collection=_collection(paths),
+        connect=remote.connect(url, key, trusted),
+        key_name=named,
+    )
 
 
 def _collection(paths: Paths) -> str:

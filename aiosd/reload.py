@@ -32,7 +32,8 @@ class Reload:
 
     def __init__(self, path: Path, config: Config, pools: Pools, apply: Apply, tasks: TaskGroup) -> None:
         self._path = path
-        self._config = config
+        self.config = config
+        """In force."""
         self._pools = pools
         self._apply = apply
         self._tasks = tasks
@@ -44,12 +45,12 @@ class Reload:
         """What differs from the config in force. Raises ConfigError, and then nothing has changed."""
         async with self._lock:
             new = configs.load(self._path)
-            keys = configs.changed(self._config, new)
+            keys = configs.changed(self.config, new)
             live = tuple(key for key in keys if key.split(".")[0] in LIVE)
             if any(key.startswith("models.") for key in live):
                 await self.pool.save()  # the next one begins with what this one has learnt
                 self.pool = await self._open(new)
-            self._config = new
+            self.config = new
             self._apply(new, self.pool)
             restart = tuple(key for key in keys if key not in live)
             logger.info("config read again", extra={"changed": live, "restart": restart})

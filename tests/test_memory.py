@@ -338,7 +338,7 @@ async def test_a_memory_added_in_another_transaction_is_found_once_the_index_is_
 
 
 def test_a_private_session_makes_whatever_it_remembers_private() -> None:
-    memories = Memories(None, None)  # type: ignore[arg-type]  # neither is used
+    memories = Memories(None, None, None)  # type: ignore[arg-type]  # none is used
     made = memories.record(
         session(privacy="local"), "x", kind="task", source="task:1", privacy="any", created_at=NOW
     )

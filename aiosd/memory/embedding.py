@@ -67,6 +67,15 @@ class LocalModel(msgspec.Struct, frozen=True):
     embed: Callable[[Sequence[str]], Awaitable[Embedded]]
     """Raises AiosError. Its vectors may be of any length."""
 
+    @property
+    def vector_name(self) -> str:
+        """The index makes a file of it."""
+        return re.sub(r"[^\w.-]", "_", self.name)
+
+    async def space(self) -> tuple[str, int]:
+        """The name of its vectors, and how many numbers each of them has. Raises AiosError."""
+        return self.vector_name, (await self.embed(["a"])).dim
+
 
 class Embedding:
     """What is still to be embedded. `model` is None where the worker embeds by itself, or nobody does."""
@@ -83,8 +92,7 @@ class Embedding:
         self._child = child
         self._privacy = privacy
         self._model = model
-        self._vector_name = re.sub(r"[^\w.-]", "_", model.name) if model else ""
-        """The index makes a file of it."""
+        self._vector_name = model.vector_name if model else ""
         self._dim = 0
         self.embedder = embedder
         """The model that finds by meaning; after `none`, why there is none where there should be."""
@@ -184,15 +192,24 @@ class Embedding:
         logger.warning("nothing is embedded", extra={"why": str(exc)})
         self._release()
 
+    async def lacking(self) -> Sequence[Memory]:
+        """Memories that are in the index without a vector, the last first; some of them."""
+        if not self._embeds:
+            return ()
+        ids = await self._child.call("lacking", {"n": TEXTS}, timeout_s=LACKING_S)
+        return await self._texts(msgspec.convert(ids, list[str]))
+
+    async def _texts(self, ids: Sequence[str]) -> Sequence[Memory]:
+        return await self._database.read(partial(memories.texts, ids=ids, privacy=self._privacy))
+
     async def _embed(self) -> None:
-        call = self._child.call
         while self._new or self._is_lacking:
             if self._new:
                 ids = self._in_hand = self._new[-TEXTS:]
                 del self._new[-TEXTS:]
+                known = await self._texts(ids)
             else:
-                ids = msgspec.convert(await call("lacking", {"n": TEXTS}, timeout_s=LACKING_S), list[str])
-            known = await self._database.read(partial(memories.texts, ids=ids, privacy=self._privacy))
+                known = await self.lacking()
             await self.embed(known)
             if self._in_hand:
                 self._in_hand = []

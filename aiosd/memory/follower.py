@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from heapq import nlargest
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import anyio
 import msgspec
 
 from aiosd.child import Call, ChildDied, Started, backoff_s, open_child
-from aiosd.errors import AiosError, DeadlineExceeded
+from aiosd.errors import AiosError, DeadlineExceeded, InvalidState
 from aiosd.memory.embedding import TEXTS, Embedding, Engine, LocalModel, said
 from aiosd.memory.graph import DIM
+from aiosd.memory.parted import Index, Parted, Progress
 from aiosd.memory.points import Point, Position, Where
-from aiosd.memory.ranking import CANDIDATES, Found
+from aiosd.memory.ranking import Found
 from aiosd.memory.remote import Server, open_remote
 from aiosd.memory.weights import MODEL
 from aiosd.records import Memory, Privacy
@@ -49,6 +49,9 @@ CHANGE_S = 60.0
 QUERY_S = 20.0
 """Deadline of one query, with the start of a worker before it."""
 
+ROUNDS = 5
+"""Times that an index is filled which nobody runs: what is remembered meanwhile comes with the next."""
+
 QUERY_TRIES = 3
 """Workers that may die under a query: by chance, or on damaged files, which the next one makes again."""
 
@@ -60,12 +63,6 @@ IDLE_S = 300.0
 
 CHECK_SHARE = 0.2
 """Of the worker's time, while it compares the index with the table: 100,000 memories take a minute."""
-
-
-class Progress(NamedTuple):
-    done: int
-    total: int
-    """Memories."""
 
 
 logger = logging.getLogger(__name__)
@@ -80,9 +77,10 @@ async def open_follower(
     server: Server | None = None,
     *,
     idle_s: float = IDLE_S,
-) -> AsyncIterator[Index]:
+) -> AsyncIterator[tuple[Index, Beside]]:
     """The index in this folder, in its worker, which is started at once; by words alone without `weights` of the
-    worker's embedder and without a `model` instead of it. With a server only private memories are in the folder."""
+    worker's embedder and without a `model` instead of it. With a server only private memories are in the folder. Beside
+    it another can be filled."""
     argv = [sys.executable, "-P", "-m", "aiosd.memory.worker", str(folder)]
     if weights is not None:
         argv.append(str(weights))
@@ -100,13 +98,21 @@ async def open_follower(
         followers.append(Follower(database, engine, embedding, privacy))
         return followers[-1]
 
+    @asynccontextmanager
+    async def beside(there: Server) -> AsyncIterator[Follower]:
+        vectors = await model.space() if model is not None else own
+        async with open_remote(there, child, vectors, lambda call: filled.synchronize(call)) as engine:
+            filled = Follower(database, engine, Embedding(database, engine, embedder, model, "any"), "any")
+            yield filled
+
+    own = (MODEL, DIM) if weights is not None else None
+
     async with (
         open_child(argv, name="memory worker", env={}, idle_s=idle_s, started=starting(0)) as child,
         AsyncExitStack() as stack,
     ):
         index: Index = follow(child, "local" if server else None)
         if server is not None:
-            own = (MODEL, DIM) if weights is not None else None
             remote = await stack.enter_async_context(open_remote(server, child, own, starting(1)))
             index = Parted(followers[0], follow(remote, "any"))
         async with anyio.create_task_group() as tasks:
@@ -115,55 +121,13 @@ async def open_follower(
                 tasks.start_soon(follower.embedding.run)
                 tasks.start_soon(follower.run_checking)
             try:
-                yield index
+                yield index, beside
             finally:
                 tasks.cancel_scope.cancel()
 
 
-class Index(Protocol):
-    """What finds memories."""
-
-    @property
-    def embedder(self) -> str: ...
-
-    async def caught_up(self, forgotten: Collection[str] = ()) -> None: ...
-
-    async def query(self, text: str, meaning: str, where: Where, *, is_private: bool = False) -> Found: ...
-
-    def reindex(self) -> AsyncIterator[Progress]: ...
-
-
-class Parted:
-    """Private memories in one index, the others in another. A private query is asked of the first alone."""
-
-    def __init__(self, private: Follower, other: Follower) -> None:
-        self._private = private
-        self._other = other
-
-    @property
-    def embedder(self) -> str:
-        return self._private.embedder
-
-    async def caught_up(self, forgotten: Collection[str] = ()) -> None:
-        async with anyio.create_task_group() as both:
-            both.start_soon(self._private.caught_up, forgotten)
-            both.start_soon(self._other.caught_up, forgotten)
-
-    async def query(self, text: str, meaning: str, where: Where, *, is_private: bool = False) -> Found:
-        """The best of both. Raises ChildDied, DeadlineExceeded where either does not work: half an answer would
-        look like a whole one."""
-        found = await self._private.query(text, meaning, where)
-        if is_private:
-            return found
-        other = await self._other.query(text, meaning, where)
-        return Found(_best(found.words | other.words), _best(found.meaning | other.meaning))
-
-    async def reindex(self) -> AsyncIterator[Progress]:
-        done = total = 0
-        async for done, total in self._private.reindex():
-            yield Progress(done, total)
-        async for more, others in self._other.reindex():
-            yield Progress(done + more, total + others)
+Beside = Callable[[Server], AbstractAsyncContextManager["Follower"]]
+"""Another index of what may leave, on a server, which nobody runs."""
 
 
 class Follower:
@@ -317,6 +281,40 @@ class Follower:
         finally:
             self.embedding.lacks()
 
+    async def fill(self) -> AsyncIterator[Progress]:
+        """Brings an index that nobody runs to the last row, with every vector, and without what was forgotten meanwhile.
+        What is there already stays, so it can be broken off and gone on with. Raises AiosError."""
+        call = self._child.call
+        total, left = await self._left(call)
+        done = total - left
+        yield Progress(done, total)
+        for _ in range(ROUNDS):
+            while rows := await self._database.read(
+                lambda c: memories.rows(c, self._after, TEXTS, self._privacy)
+            ):
+                for points in _batches(rows):
+                    await call("put", {"after": self._after, "points": points}, timeout_s=CHANGE_S)
+                    self._after = points[-1].seq
+                await self.embedding.embed([memory for _, memory in rows])
+                done += len(rows)
+                yield Progress(min(done, total), total)
+            while known := await self.embedding.lacking():
+                await self.embedding.embed(known)
+                done += len(known)
+                yield Progress(min(done, total), total)
+            self._child.kill()  # made ready again it is compared with the table, and what was forgotten taken out
+            total, left = await self._left(call)
+            if not left:
+                yield Progress(total, total)
+                return
+        raise InvalidState(f"the index lacks {left} of {total} memories, however often they are put there")
+
+    async def _left(self, call: Call) -> tuple[int, int]:
+        """How many rows there are, and how many of them are not in the index with all that belongs to them."""
+        position = msgspec.convert(await call("position", timeout_s=CHANGE_S), Position)
+        total = await self._database.read(lambda c: memories.count(c, self._privacy))
+        return total, max(total - position.count, 0) + position.lacking
+
     async def _whole(self) -> None:
         """Returns once the index has every row, however long that takes."""
         while True:
@@ -414,10 +412,6 @@ class Follower:
         while ids := list(islice(self._forgotten, DELETES)):
             await call("delete", {"ids": ids}, timeout_s=CHANGE_S)
             self._forgotten.difference_update(ids)
-
-
-def _best(scores: Mapping[str, float]) -> dict[str, float]:
-    return dict(nlargest(CANDIDATES, scores.items(), key=lambda each: each[1]))
 
 
 def _compare(c: Connection, position: Position, privacy: Privacy | None) -> tuple[bool, int]:

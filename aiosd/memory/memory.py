@@ -6,7 +6,7 @@ may miss a memory, but shows nobody another's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -15,10 +15,12 @@ from uuid import uuid4
 
 import msgspec
 
-from aiosd.errors import InvalidParams, InvalidState
+from aiosd.errors import ConfigError, InvalidParams, InvalidState
 from aiosd.memory import checks, ranking
 from aiosd.memory.embedding import LocalModel
-from aiosd.memory.follower import IDLE_S, Index, Progress, open_follower
+from aiosd.memory.follower import IDLE_S, Beside, open_follower
+from aiosd.memory.migration import migrate
+from aiosd.memory.parted import Index, Progress
 from aiosd.memory.points import Where
 from aiosd.memory.remote import Server
 from aiosd.protocol.memory import Export, Exported, Lineage, NewMemory, Origin, Stats
@@ -61,6 +63,7 @@ async def open_memory(
     weights: Path | None = None,
     model: LocalModel | None = None,
     server: Server | None = None,
+    reach: Callable[[str], Server] | None = None,
     *,
     idle_s: float = IDLE_S,
 ) -> AsyncIterator[Memories]:
@@ -68,17 +71,28 @@ async def open_memory(
 
     They are found by their words, and by their meaning with the embedder's `weights` or a `model` instead of it. The
     worker that finds them ends after `idle_s` unasked, until it is asked again. On a `server` are all but the private.
+    `reach` makes another of an address, and may raise ConfigError.
     """
-    async with open_follower(database, index_dir, weights, model, server, idle_s=idle_s) as index:
-        yield Memories(database, index)
+    async with open_follower(database, index_dir, weights, model, server, idle_s=idle_s) as (index, beside):
+        yield Memories(database, index, beside, reach, server)
 
 
 class Memories:
     """All that is remembered."""
 
-    def __init__(self, database: Database, index: Index) -> None:
+    def __init__(
+        self,
+        database: Database,
+        index: Index,
+        beside: Beside,
+        reach: Callable[[str], Server] | None = None,
+        server: Server | None = None,
+    ) -> None:
         self._database = database
         self._index = index
+        self._beside = beside
+        self._reach = reach
+        self._server = server
 
     def record(
         self,
@@ -122,6 +136,23 @@ class Memories:
     def reindex(self) -> AsyncIterator[Progress]:
         """Makes the index again, while recall goes on. Raises AiosError."""
         return self._index.reindex()
+
+    async def migrate(self, url: str) -> AsyncIterator[Progress]:
+        """Makes another index of what may leave, on the Qdrant server there, and compares it with the one in use, which
+        stays that. Raises InvalidState, ServerFailed, DeadlineExceeded."""
+        async with self._beside(self.target(url)) as target:
+            async for progress in migrate(self._database, self._index, target, url):
+                yield progress
+
+    def target(self, url: str) -> Server:
+        """Where an index can be made beside the one in use. Raises InvalidState: it is the one, or has no key."""
+        assert self._reach is not None
+        if self._server is not None and self._server.url.rstrip("/") == url.rstrip("/"):
+            raise InvalidState(f"the index is on {url} already", hint="aiosctl memory reindex")
+        try:
+            return self._reach(url)
+        except ConfigError as exc:
+            raise InvalidState(str(exc), hint=exc.hint) from None
 
     async def remember(
         self,

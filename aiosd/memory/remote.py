@@ -7,6 +7,7 @@ which rows there are to follow is decided where they are read. A damaged or empt
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import msgspec
 from anyio import to_thread
 
 from aiosd.child import Child, ChildDied, Started
-from aiosd.errors import DeadlineExceeded, InvalidState
+from aiosd.errors import DeadlineExceeded, InvalidState, Overloaded, PermissionDenied
 from aiosd.memory.points import Point, Position, Text, Where
 from aiosd.memory.ranking import CANDIDATES, Found
 
@@ -29,12 +30,28 @@ TIMEOUT_S = 30
 RETRY_S = 5.0
 """Between two looks for a server that did not answer."""
 
+REFUSED_S = 60.0
+"""Between two tries with a server that refused."""
+
+MOST_SAID = 300
+"""Characters of an error that are passed on."""
+
 VECTORS_S = 300.0
 """Deadline of the vectors of one portion of texts, which the worker makes."""
 
 
 class ServerFailed(ChildDied):
-    """The server does not answer, or refuses. What is remembered meanwhile reaches it later."""
+    """The server does not answer, or fails. What is remembered meanwhile reaches it later."""
+
+    code = Overloaded.code
+    exit_status = Overloaded.exit_status
+
+
+class ServerRefused(ServerFailed):
+    """It does not let us in, or is not who it should be: it, or the config, is to be changed."""
+
+    code = PermissionDenied.code
+    exit_status = PermissionDenied.exit_status
 
 
 Connect = Callable[[], "AsyncQdrantClient"]
@@ -48,13 +65,43 @@ class Server(msgspec.Struct, frozen=True):
     collection: str
     """One for each database: what is not in its table is taken out of it."""
     connect: Connect
+    key_name: str | None = None
+    """Where its key stands: `$NAME`, or a file."""
+
+    def failure(self, exc: Exception) -> ServerFailed:
+        """What went wrong at a request, as who can mend it needs it."""
+        said = " ".join(str(exc).split())[:MOST_SAID] or type(exc).__name__
+        status = getattr(exc, "status_code", None)
+        if status in (401, 403):
+            key = f"the key in {self.key_name}" if self.key_name else "to answer without a key"
+            change = "another" if self.key_name else "one, by memory.key_env or memory.key_file"
+            return ServerRefused(
+                f"the memory server {self.url} refused {key}: the config must name {change}",
+                retry_after_s=REFUSED_S,
+                hint="aiosctl config edit",
+            )
+        if "CERTIFICATE_VERIFY_FAILED" in said:
+            return ServerRefused(
+                f"nobody known vouches for the memory server {self.url}, or not under this name: {said};"
+                " memory.ca_file can name the authority that does",
+                retry_after_s=REFUSED_S,
+                hint="aiosctl config edit",
+            )
+        return ServerFailed(
+            f"the memory server {self.url} does not answer: {said}",
+            retry_after_s=RETRY_S,
+            hint=f"curl -i {self.url}",
+        )
 
 
-def connect(url: str, key: str | None) -> Connect:
+def connect(url: str, key: str | None, trusted: ssl.SSLContext | None = None) -> Connect:
+    """With `trusted`, only whom it knows may be the server."""
+
     def made() -> AsyncQdrantClient:
         from qdrant_client import AsyncQdrantClient  # a second of CPU, for those who have a server
 
-        return AsyncQdrantClient(url=url, api_key=key, timeout=TIMEOUT_S, check_compatibility=False)
+        verify: dict[str, Any] = {} if trusted is None else {"verify": trusted}
+        return AsyncQdrantClient(url=url, api_key=key, timeout=TIMEOUT_S, check_compatibility=False, **verify)
 
     return made
 
@@ -132,10 +179,7 @@ class Remote:
                 return await methods[method](**(params if isinstance(params, dict) else {}))
             except self._failures as exc:
                 self.is_ready = self._has_collection = False
-                raise ServerFailed(
-                    f"the memory server {self._server.url} does not answer: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}",
-                    retry_after_s=RETRY_S,
-                ) from None
+                raise self._server.failure(exc) from None
         raise DeadlineExceeded(f"{self._server.url} did not answer `{method}` within {timeout_s:g} s")
 
     # --- as the worker's methods ---------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from aiosd import server
+from aiosd.config import is_url
 from aiosd.errors import InvalidParams
 from aiosd.methods.services import Services, handles, scope_for, session_of
 from aiosd.protocol.memory import (
@@ -20,6 +21,7 @@ from aiosd.protocol.memory import (
     MemoryGet,
     MemoryImport,
     MemoryList,
+    MemoryMigrate,
     MemoryRecall,
     MemoryReindex,
     MemoryRemember,
@@ -117,6 +119,16 @@ async def memory_stats(services: Services, peer: server.Peer, params: MemoryStat
 @handles(MemoryReindex)
 async def memory_reindex(services: Services, peer: server.Peer, params: MemoryReindex) -> Task:
     return await services.runner.start_upkeep(upkeep.REINDEX)
+
+
+@handles(MemoryMigrate)
+async def memory_migrate(services: Services, peer: server.Peer, params: MemoryMigrate) -> Task:
+    if not is_url(params.qdrant_url):
+        raise InvalidParams(
+            f"qdrant_url: expected http://HOST[:PORT] or https://..., got `{params.qdrant_url}`"
+        )
+    services.memory.target(params.qdrant_url)  # or it says why not, before there is a task
+    return await services.runner.start_upkeep(f"{upkeep.MIGRATE} {params.qdrant_url}")
 
 
 @handles(MemoryForget)

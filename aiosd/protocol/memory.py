@@ -208,6 +208,16 @@ class MemoryReindex(Params[Task], frozen=True, kw_only=True):
     returns = Task
 
 
+class MemoryMigrate(Params[Task], frozen=True, kw_only=True):
+    """Makes the index of what may leave on another Qdrant server, and compares its counts and some recalls with the one
+    in use, which stays in use: `memory.qdrant_url` in the config names the other."""
+
+    qdrant_url: str
+
+    method = "memory.migrate"
+    returns = Task
+
+
 class Forgotten(Record, frozen=True, kw_only=True):
     forgotten: int
 

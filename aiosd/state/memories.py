@@ -270,6 +270,15 @@ def texts(c: Connection, ids: Sequence[str], privacy: Privacy | None = None) -> 
     return [_memory(row) for row in found]
 
 
+def sample(c: Connection, n: int, privacy: Privacy) -> list[Memory]:
+    """At most `n` from all over the table, the same each time."""
+    rows = c.execute(
+        f"SELECT {_COLUMNS} FROM memories WHERE privacy = ? ORDER BY seq * 2654435761 % 4294967296 LIMIT ?",
+        (privacy, n),
+    )
+    return [_memory(row) for row in rows]
+
+
 def there(c: Connection, ids: Sequence[str], privacy: Privacy | None = None) -> set[str]:
     """Those of the ids that are there, whoever's; of one privacy or of all."""
     found = c.execute(

@@ -1,4 +1,4 @@
-"""Tasks of the daemon's own, in which no model takes part: the index of memories is made again."""
+"""Tasks of the daemon's own, in which no model takes part: the index of memories is made again, here or on a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from aiosd.errors import InvalidParams
-from aiosd.memory.follower import Progress
+from aiosd.memory.parted import Progress
 from aiosd.paths import user_name
 from aiosd.records import ProgressEvent, Session, StateEvent
 from aiosd.state import sessions, tasks
@@ -19,6 +19,8 @@ AGENT = "aiosd:upkeep"
 """Of the session that these tasks are in, by which a daemon after this one knows them again."""
 
 REINDEX = "memory.reindex"
+MIGRATE = "memory.migrate"
+"""With the address of the server after it."""
 
 SHOWN = 100
 """Events of progress that one task keeps at most."""
@@ -54,17 +56,19 @@ class Upkeep(Agent):
     async def _work(self) -> None:
         await self._record(self._new(StateEvent, state="working"))
         work = self._named(self.params.task)
-        done = total = shown = 0
-        async for done, total in work:
-            if (now := done * SHOWN // max(total, 1)) > shown:
+        come, shown = Progress(0, 0), 0
+        async for come in work:
+            if (now := come.done * SHOWN // max(come.total, 1)) > shown:
                 shown = now
-                await self._record(self._new(ProgressEvent, stage="indexing", done=done, total=total))
+                await self._record(
+                    self._new(ProgressEvent, stage="indexing", done=come.done, total=come.total)
+                )
         result = outcome(
             self.task,
             self.params,
             self._journal,
             "completed",
-            text=f"{done} memories",
+            text=f"{come.done} memories" + (f", {come.detail}" if come.detail else ""),
             stop_reason="end_turn",
             message=None,
         )
@@ -78,4 +82,6 @@ class Upkeep(Agent):
     def _named(self, task: str) -> AsyncIterator[Progress]:
         if task == REINDEX:
             return self._hands.memory.reindex()
+        if task.startswith(f"{MIGRATE} "):
+            return self._hands.memory.migrate(task.removeprefix(f"{MIGRATE} "))
         raise InvalidParams(f"upkeep knows no `{task}`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -66,6 +67,7 @@ class HttpDouble(ABC):
         """A chat request came in."""
         self.dropped = asyncio.Event()
         """A client closed its connection while a reply hung."""
+        self.tls: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
 
@@ -77,14 +79,16 @@ class HttpDouble(ABC):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def chats(self) -> list[dict[str, Any]]:
         """The bodies of the chat requests."""
         return [s.body for s in self.seen if s.path.endswith(("/chat", "/chat/completions"))]
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=1 << 24)
+        self._server = await asyncio.start_server(
+            self._connected, "127.0.0.1", 0, limit=1 << 24, ssl=self.tls
+        )
         return self
 
     async def __aexit__(
