@@ -177,8 +177,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                             logger.info(
                                 "ready", extra={"socket": str(socket_path), "recovered_tasks": recovered}
                             )
-                            notify("READY=1")
-                            notify("STATUS=ready")
+                            notify("READY=1\nSTATUS=ready")
                             await stop.wait()
                             notify("STOPPING=1")
                             accepting.cancel_scope.cancel()

@@ -77,7 +77,8 @@ class Daemon:
             pidfd = os.pidfd_open(self.process.pid)
             try:
                 found, _, _ = select.select([ready.fileno(), pidfd], [], [], PATIENCE_S)
-                assert ready.fileno() in found and ready.recv(100) == b"READY=1", self.log.read_text()
+                assert ready.fileno() in found, self.log.read_text()
+                assert b"READY=1" in ready.recv(100).split(b"\n")
             finally:
                 os.close(pidfd)
         return self

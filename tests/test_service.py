@@ -149,11 +149,11 @@ async def test_a_killed_daemon_comes_back_and_goes_on_with_its_task(running: Use
 
 def test_a_loop_that_stands_still_is_ended_and_the_next_daemon_answers(running: UserManager) -> None:
     stalling = f'"{sys.executable}" "{ROOT}/tests/stalling_daemon.py"'
-    put(running, DROPIN, f"[Service]\nExecStart=\nExecStart={stalling}\nWatchdogSec=1\n")
+    put(running, DROPIN, f"[Service]\nExecStart=\nExecStart={stalling}\nWatchdogSec=4\n")
     try:
         restart(running)
-        first = running.show("MainPID")
-        time.sleep(2)  # longer than it may be silent
+        first, alive = running.show("MainPID"), running.show("WatchdogTimestampMonotonic")
+        until(lambda: running.show("WatchdogTimestampMonotonic") != alive)  # it tells that it turns
         assert running.show("MainPID") == first
         running.run("kill", "-USR1", first)
         with running.client() as client:  # waits in the backlog for the next one
@@ -215,6 +215,7 @@ def test_a_stopped_service_stays_stopped_and_starts_again(running: UserManager) 
     running.ctl("service", "start")
     assert running.ctl("ping", "--no-start").returncode == 0
     assert json.loads(running.ctl("service", "status", "--json").stdout)["StatusText"] == "ready"
+    running.journal()  # waits until all of it is written
     assert '"message": "ready"' in running.ctl("service", "logs", "-n", "50").stdout
 
 

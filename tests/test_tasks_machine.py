@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -89,6 +90,10 @@ class Model(OllamaDouble):
             children = [{"task": f"{name}.{n} {what}"} for n, what in enumerate(("effect", "plain"))]
             return Script(text=(), calls=tuple(("spawn", json.dumps(child)) for child in children))
         return Script(text=(f"{name} is done.",))
+
+
+class HeardAll(Exception):
+    """As many events as the watcher before has heard."""
 
 
 class Watch:
@@ -348,18 +353,20 @@ class Life(RuleBasedStateMachine):
             heard = watch.end()
             again: list[r.Event] = []
 
-            def hear(_: str, params: msgspec.Raw, again: list[r.Event] = again) -> None:
+            def hear(
+                _: str, params: msgspec.Raw, again: list[r.Event] = again, count: int = len(heard)
+            ) -> None:
                 event = msgspec.json.decode(params, type=r.AnyEvent)
                 if isinstance(event, r.Kept):
                     again.append(event)
+                    if len(again) == count:
+                        raise HeardAll
 
-            with Client(self.daemon.socket) as client:
-                try:
-                    while len(again) < len(heard):
-                        client.call(TaskAttach(task_id=watch.task_id), timeout_s=0.5, on_notification=hear)
-                except AiosError:
-                    pass
-            assert again[: len(heard)] == heard
+            if heard:
+                with Client(self.daemon.socket) as client, suppress(AiosError, HeardAll):
+                    attach = TaskAttach(task_id=watch.task_id)
+                    client.call(attach, timeout_s=PATIENCE_S, on_notification=hear)
+            assert again == heard
         self.watches.clear()
 
 
