@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -50,6 +53,30 @@ def test_the_index_is_filled_in_order_so_that_its_position_tells_what_it_lacks(t
     again.put([point(1, "tea")])
     assert again.position().count == 1
     again.close()
+
+
+HANGING = """
+import ctypes, sys
+from pathlib import Path
+from aiosd.memory.worker import Watch
+
+def engine():
+    ctypes.PyDLL(None).sleep(600)
+
+watch = Watch(Path(sys.argv[1]))
+watch.crashes()
+with watch.over(60, is_blamed=bool):
+    pass
+with watch.over(0.1, is_blamed=bool):
+    engine()
+"""
+"""A PyDLL holds the GIL in its calls, as the engine does."""
+
+
+def test_an_engine_that_hangs_with_the_gil_is_ended_and_leaves_where_it_was(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGALRM
+    assert "in engine" in (tmp_path / "crash").read_text()
 
 
 def test_a_shard_of_another_format_is_removed(tmp_path: Path) -> None:

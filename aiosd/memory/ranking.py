@@ -144,7 +144,8 @@ class Turn(msgspec.Struct, frozen=True, array_like=True):
     seq: int
     memory_id: str
     before: int | None
-    """`seq` of the memory before it in its session, by time."""
+    """`seq` of the memory before it in its session, by time; None also where neither that nor the one before it was
+    found, so that they have nothing to lend."""
     session_id: str
     created_at: int
     """Microseconds since 1970, UTC."""
@@ -190,10 +191,11 @@ def rank(turns: Sequence[Turn], found: Found, speaker: str | None, n: int) -> li
     `turns` are those found and their neighbours: two after each and one before.
     """
     by_seq = {turn.seq: turn for turn in turns}
-    dense = _scaled({turn.seq: found.meaning.get(turn.memory_id, 0.0) for turn in turns}, found.meaning)
-    words = _scaled({turn.seq: found.words.get(turn.memory_id, 0.0) for turn in turns}, found.words)
-    own = {seq: dense[seq] + words[seq] for seq in by_seq}
-    priors = _priors(turns, own)
+    meaning, said = _scaled(found.meaning), _scaled(found.words)
+    dense = {turn.seq: score for turn in turns if (score := meaning.get(turn.memory_id, 0.0))}
+    words = {turn.seq: score for turn in turns if (score := said.get(turn.memory_id, 0.0))}
+    own = {seq: dense.get(seq, 0.0) + words.get(seq, 0.0) for seq in dense.keys() | words.keys()}
+    priors = _priors([by_seq[seq] for seq in own], own)
     previous = {
         turn.seq: turn.before
         for turn in turns
@@ -202,18 +204,23 @@ def rank(turns: Sequence[Turn], found: Found, speaker: str | None, n: int) -> li
     following = {before: seq for seq, before in previous.items()}
     scores: list[tuple[float, str]] = []
     for turn in turns:
-        score = own[turn.seq]
+        seq = turn.seq
         lent = 0.0
-        if (before := previous.get(turn.seq)) is not None:
-            asked = by_seq[before].asks
-            lent += (0.4 * dense[before] + 0.7 * words[before]) if asked else 0.35 * words[before]
-            if (earlier := previous.get(before)) is not None:
+        if (before := previous.get(seq)) is not None:
+            if before in own:
+                asked = by_seq[before].asks
+                d, w = dense.get(before, 0.0), words.get(before, 0.0)
+                lent += (0.4 * d + 0.7 * w) if asked else 0.35 * w
+            if (earlier := previous.get(before)) in words:
                 lent += 0.4 * words[earlier]
-        if (after := following.get(turn.seq)) is not None:
-            lent += 0.2 * dense[after] + 0.25 * words[after]
+        if (after := following.get(seq)) in own:
+            lent += 0.2 * dense.get(after, 0.0) + 0.25 * words.get(after, 0.0)
+        score = own.get(seq, 0.0)
         if not score and (not lent or turn.speaker is None):
             continue
-        score += lent + 0.4 * priors[_sitting(turn)] + 0.06 * math.log1p(min(turn.length, MOST_LENGTH))
+        score += (
+            lent + 0.4 * priors.get(_sitting(turn), 0.0) + 0.06 * math.log1p(min(turn.length, MOST_LENGTH))
+        )
         if speaker is not None and turn.speaker == speaker:
             score += 0.8
         if turn.ends_asking:
@@ -284,14 +291,14 @@ def _first_name(speaker: str) -> str:
     return next(iter(re.findall(r"\w+", speaker.casefold())), "")
 
 
-def _scaled(scores: dict[int, float], found: Mapping[str, float]) -> dict[int, float]:
+def _scaled(found: Mapping[str, float]) -> dict[str, float]:
     """The best is 1. The last is 0 where there may be more; otherwise 0 is what has nothing in common."""
     best = max(found.values(), default=0.0)
     least = min(found.values()) if len(found) >= CANDIDATES else 0.0
     span = best - least
     if span <= 0:
-        return {seq: float(score > 0) for seq, score in scores.items()}
-    return {seq: max(0.0, (score - least) / span) for seq, score in scores.items()}
+        return {id: float(score > 0) for id, score in found.items()}
+    return {id: max(0.0, (score - least) / span) for id, score in found.items()}
 
 
 def _sitting(turn: Turn) -> tuple[str, int]:

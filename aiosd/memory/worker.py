@@ -61,13 +61,16 @@ class Watch:
         self._file.truncate(0)
 
     def crashes(self) -> None:
-        """From here on a fatal signal leaves the stack of the thread that it met, if that was in the index."""
+        """From here on a fatal signal leaves the stack of the thread that it met, if that was in the index; and the
+        alarm that ends what takes too long, those of all."""
         faulthandler.enable(self._file, all_threads=False)
+        faulthandler.register(signal.SIGALRM, self._file, all_threads=True, chain=True)
 
     @contextmanager
     def over(self, limit_s: float, *, is_blamed: Callable[[], bool]) -> Iterator[None]:
-        """Over calls of the engine, which hold the GIL: the clock is a thread of faulthandler's own, in C."""
-        faulthandler.dump_traceback_later(limit_s, exit=True, file=self._file)
+        """Over calls of the engine, which hold the GIL: the alarm is answered in C. The clock is the kernel's, since
+        that of faulthandler would start and join a thread at each call. Of the process: one call at a time."""
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
         try:
             yield
         except (AiosError, KeyboardInterrupt, SystemExit):
@@ -79,7 +82,7 @@ class Watch:
             self._file.write(f"{exc}\n{traceback.format_exc()}".encode())
             os._exit(1)
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class EmbedderFailed(AiosError):

@@ -235,7 +235,7 @@ def around(
     """Those of the ids that the scope may see, and of each the one before it and the two after it in its session,
     by time; without those that do not fit `kind`, `source` and `as_of` (not created after, in microseconds).
 
-    Columns as in aiosd.memory.ranking.Turn.
+    Columns as in aiosd.memory.ranking.Turn. A row that came only as the one before has no `before` of its own.
     """
     inside, values = _inside(scope)
     # Two searches instead of one by (created_at, seq): SQLite would use the first of the pair alone, and go through
@@ -251,13 +251,14 @@ def around(
     )
     return c.execute(
         f"WITH hit AS MATERIALIZED (SELECT seq, user_id, session_id, created_at FROM {_AMONG} WHERE {inside}),"
-        f" next(seq) AS MATERIALIZED (SELECT {after} FROM hit AS m),"
-        f" near(seq) AS (SELECT seq FROM hit UNION SELECT {before} FROM hit AS m UNION SELECT seq FROM next"
-        f" UNION SELECT {after} FROM next CROSS JOIN memories AS m USING (seq))"
-        f" SELECT m.seq, memory_id, {before}, session_id, created_at, speaker, instr(content, '?') > 0,"
+        f" link(seq, before, after) AS MATERIALIZED (SELECT seq, {before}, {after} FROM hit AS m),"
+        " near(seq, before) AS (SELECT seq, before FROM link UNION ALL SELECT before, NULL FROM link"
+        f" UNION ALL SELECT after, seq FROM link"
+        f" UNION ALL SELECT {after}, after FROM link CROSS JOIN memories AS m ON m.seq = after)"
+        " SELECT m.seq, memory_id, before, session_id, created_at, speaker, instr(content, '?') > 0,"
         " rtrim(content) LIKE '%?', length(content)"
-        " FROM near CROSS JOIN memories AS m USING (seq) WHERE (? IS NULL OR kind = ?)"
-        " AND (? IS NULL OR source = ?) AND (? IS NULL OR created_at <= ?)",
+        " FROM (SELECT seq, max(before) AS before FROM near GROUP BY seq) CROSS JOIN memories AS m USING (seq)"
+        " WHERE (? IS NULL OR kind = ?) AND (? IS NULL OR source = ?) AND (? IS NULL OR created_at <= ?)",
         (_json(ids), *values, kind, kind, source, source, as_of, as_of),
     ).fetchall()
 
