@@ -3,11 +3,11 @@ or dropped for a slow one, and the `message` that follows them has the whole tex
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import asyncio
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import anyio
 import msgspec
 
 from aiosd.records import AnyEvent, ApprovalEvent, Kept, TextEvent, ThinkingEvent
@@ -25,22 +25,26 @@ class Watcher:
     def __init__(self, *, answers: bool) -> None:
         self.answers = answers
         """A user may be behind it, who is asked."""
-        self._events: deque[AnyEvent] = deque()
+        self._events: list[AnyEvent] = []
         self._behind = False
-        self._wake = anyio.Event()
+        self._woken: asyncio.Future[None] | None = None
+        """While somebody waits."""
 
     @property
     def has_news(self) -> bool:
-        return self._wake.is_set()
+        return self._behind or bool(self._events)
 
     async def next(self) -> list[AnyEvent] | None:
         """What came since the last call, waiting if need be; None when kept events were skipped here: read
         them from the ledger."""
-        await self._wake.wait()
-        self._wake = anyio.Event()
+        if not self.has_news:
+            self._woken = asyncio.get_running_loop().create_future()
+            try:
+                await self._woken
+            finally:
+                self._woken = None
         behind, self._behind = self._behind, False
-        events = list(self._events)
-        self._events.clear()
+        events, self._events = self._events, []
         return None if behind else events
 
     def put(self, event: AnyEvent) -> None:
@@ -51,7 +55,8 @@ class Watcher:
             self._behind = True
         elif not self._behind:
             self._events.append(event)
-        self._wake.set()
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
 
     def _put_delta(self, event: TextEvent | ThinkingEvent) -> None:
         """Merged with the one that waits, if the one follows on the other."""
