@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from io import StringIO
 from types import AsyncGeneratorType
 
 import anyio
@@ -197,8 +198,8 @@ class Collector:
         self._on_delta = on_delta
         self._clock = clock
         self._hold_text = hold_text
-        self._text: list[str] = []
-        self._thinking: list[str] = []
+        self._text = StringIO()
+        self._thinking = StringIO()
         self._calls: list[ToolUse] = []
         self.done: Done | None = None
         self.began = False
@@ -206,8 +207,11 @@ class Collector:
         """When the first token came; None where there was none but in a tool call, which comes whole."""
         self.cut: int | None = None
         """Where the text, which only repeats itself from there on, ends."""
-        self._looked_at = 0
-        self._chars = 0
+        self._unseen: list[str] = []
+        """Text that was not looked at yet, and how much that is."""
+        self._unseen_chars = 0
+        self._end = ""
+        """Of what was."""
         self.passed_on = False
         """Something of it was seen: another backend's reply cannot follow it."""
 
@@ -217,12 +221,13 @@ class Collector:
             self.first_s = self._clock()
         match delta:
             case TextDelta():
-                self._text.append(delta.text)
-                self._chars += len(delta.text)
+                self._text.write(delta.text)
+                self._unseen.append(delta.text)
+                self._unseen_chars += len(delta.text)
                 if not self._hold_text:
                     await self.pass_on(delta)
             case ThinkingDelta():
-                self._thinking.append(delta.text)
+                self._thinking.write(delta.text)
                 await self.pass_on(delta)
             case ToolCallDelta():
                 self._calls.append(delta.call)
@@ -231,10 +236,13 @@ class Collector:
 
     def repeats(self) -> bool:
         """Whether nothing new is to be expected. It looks now and then."""
-        if self._chars - self._looked_at < repetition.EVERY_CHARS:
+        if self._unseen_chars < repetition.EVERY_CHARS:
             return False
-        self._looked_at = self._chars
-        self.cut = repetition.repeats_from("".join(self._text))
+        self._end = (self._end + "".join(self._unseen))[-repetition.WINDOW :]
+        self._unseen.clear()
+        self._unseen_chars = 0
+        if repetition.repeats_from(self._end) is not None:
+            self.cut = repetition.repeats_from(self._text.getvalue())
         return self.cut is not None
 
     async def pass_on(self, delta: TextDelta | ThinkingDelta) -> None:
@@ -244,11 +252,11 @@ class Collector:
 
     @property
     def text(self) -> str:
-        return "".join(self._text)[: self.cut]
+        return self._text.getvalue()[: self.cut]
 
     @property
     def thinking(self) -> str:
-        return "".join(self._thinking)
+        return self._thinking.getvalue()
 
     @property
     def calls(self) -> tuple[ToolUse, ...]:

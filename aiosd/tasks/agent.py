@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from io import StringIO
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -101,7 +102,7 @@ class Agent:
         """Of its session, before it."""
         self.result: TaskResult | None = None
         """Once it is completed and that is kept."""
-        self._partial = ""
+        self._partial = StringIO()
         self._unkept: tuple[Kept, ...] = ()
         self._unaudited: list[AuditEntry] = []
         self._broken_off: list[str] = []
@@ -219,25 +220,30 @@ class Agent:
             task_id=self.task.task_id,
             priority=self.priority,
         )
-        self._partial, thinking = "", 0
+        self._partial, spoken, thinking = StringIO(), 0, 0
         written, thought = secrets.stream(), secrets.stream()
         began_at, first_at = self._clock(), None
 
         async def on_delta(delta: TextDelta | ThinkingDelta) -> None:
-            nonlocal thinking, first_at
+            nonlocal spoken, thinking, first_at
             first_at = first_at or self._clock()
             if isinstance(delta, TextDelta):
                 text = written.feed(delta.text)
-                hands.broker.publish(self._new(TextEvent, offset=len(self._partial), text=text))
-                self._partial += text
+                hands.broker.publish(self._new(TextEvent, offset=spoken, text=text))
+                spoken += self._partial.write(text)
             else:
                 text = thought.feed(delta.text)
                 hands.broker.publish(self._new(ThinkingEvent, offset=thinking, text=text))
                 thinking += len(text)
 
         async def on_wait(wait: Wait) -> None:
-            nonlocal thinking, first_at, written, thought
-            self._partial, thinking, first_at = "", 0, None  # a reply that gave its slot away begins anew
+            nonlocal spoken, thinking, first_at, written, thought
+            self._partial, spoken, thinking, first_at = (
+                StringIO(),
+                0,
+                0,
+                None,
+            )  # a reply that gave its slot away begins anew
             written, thought = secrets.stream(), secrets.stream()
             await self._record(self._new(ProgressEvent, **msgspec.structs.asdict(wait)))
 
@@ -440,7 +446,7 @@ class Agent:
     async def end(self, state: TaskState, exc: AiosError) -> None:
         """Keeps that the task failed or was cancelled, with what there was."""
         message = next((e for e in reversed(self._journal) if isinstance(e, MessageEvent)), None)
-        text = self._partial or (message.text if message else "")
+        text = self._partial.getvalue() or (message.text if message else "")
         result = outcome(
             self.task, self.params, self._journal, state, text=text, stop_reason="cancelled", message=message
         )
