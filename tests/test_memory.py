@@ -121,6 +121,18 @@ async def test_who_said_it_helps_to_find_it(tmp_path: Path) -> None:
     assert found.speaker == "Caroline"
 
 
+async def test_who_speaks_for_the_first_time_is_known_by_the_next_recall(tmp_path: Path) -> None:
+    ann = session()
+    async with opened(tmp_path) as (memories, _):
+        await memories.remember(ann, [NewMemory(content="I went to Rome", speaker="Ben")])
+        await memories.recall(scope_of(ann), "Did Mel go to Rome?")
+        said = [NewMemory(content="I went to Rome", speaker=name) for name in ("Melanie", "Dorothy")]
+        await memories.remember(ann, said)
+        for short, name in (("Mel", "Melanie"), ("Dor", "Dorothy")):  # which are no words of theirs
+            (found,) = await memories.recall(scope_of(ann), f"Did {short} go to Rome?", n=1)
+            assert found.speaker == name
+
+
 async def test_the_better_match_scores_more(tmp_path: Path) -> None:
     ann = session()
     async with opened(tmp_path) as (memories, _):

@@ -293,12 +293,17 @@ def test_what_is_near_lies_in_the_scope_and_in_the_session_beside_what_was_found
             place = same.index(memory) + step
             return same[place] if 0 <= place < len(same) else None
 
+        def steps(hit: Memory) -> tuple[int, ...]:
+            """Notes that nobody spoke are not found by what stands beside them."""
+            same = [m for m in kept if (m.user_id, m.session_id) == (hit.user_id, hit.session_id)]
+            return (-1, 0, 1, 2) if any(m.speaker is not None for m in same) else (0,)
+
         hits = data.draw(st.lists(st.sampled_from(kept), unique_by=id)) if kept else []
         near = {
             one.memory_id: before
             for hit in hits
             if sees(scope, hit)
-            for one in (beside(hit, step) for step in (-1, 0, 1, 2))
+            for one in (beside(hit, step) for step in steps(hit))
             if one is not None and kind in (None, one.kind)
             for before in [beside(one, -1)]
         }

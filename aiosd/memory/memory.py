@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
+import anyio
 import msgspec
 
 from aiosd.errors import ConfigError, InvalidParams, InvalidState
@@ -31,6 +33,8 @@ from aiosd.state.columns import micros
 from aiosd.state.database import Connection, Database
 from aiosd.state.memories import Scope
 
+T = TypeVar("T")
+
 MAX_QUERY = 8_000
 """Characters of a query that are looked at. What matters in a longer one has been said by then."""
 
@@ -39,6 +43,9 @@ MAX_RECALLED = 100
 
 EXPORTED = 2 * 1024 * 1024
 """Bytes of JSON in a page of an export, which is one line of the protocol."""
+
+MAX_SCOPES = 1000
+"""Whose speakers are kept at hand."""
 
 SLICE = 32
 """Memories of a ranking that are read at once, until enough of them say something of their own."""
@@ -93,6 +100,8 @@ class Memories:
         self._beside = beside
         self._reach = reach
         self._server = server
+        self._speakers: dict[Scope, tuple[str, ...]] = {}
+        """By scope, as they were last asked for; a new dict after each change."""
 
     def record(
         self,
@@ -175,7 +184,7 @@ class Memories:
             table.add(c, added)
             lineage.record(c, {memory.memory_id: origins for memory in added})
 
-        await self._database.write(add)
+        await self._change(add)
         await self.index(added)
         return tuple(memory.memory_id for memory in added)
 
@@ -208,7 +217,7 @@ class Memories:
         if not query.strip():
             return ()
         query = query[:MAX_QUERY]
-        speaker = ranking.named(query, await self._database.read(lambda c: table.speakers(c, scope)))
+        speaker = ranking.named(query, await self._speakers_in(scope))
         meaning = ranking.meaning(query, speaker)
         hits = await self._index.query(query, meaning, where, is_private=scope.is_private)
 
@@ -269,7 +278,7 @@ class Memories:
 
         if dry_run:
             return len(await self._database.read(fitting))
-        gone = await self._database.write(remove)
+        gone = await self._change(remove)
         if gone:
             await self._index.caught_up(forgotten=gone)
             await self._database.scrub()
@@ -318,7 +327,7 @@ class Memories:
             lineage.record(c, {memory.memory_id: given[memory.memory_id].derived_from for memory in new})
             return new
 
-        added = await self._database.write(add)
+        added = await self._change(add)
         await self.index(added)
         return tuple(memory.memory_id for memory in added)
 
@@ -344,6 +353,24 @@ class Memories:
             )
 
         return await self._database.read(traced)
+
+    async def _speakers_in(self, scope: Scope) -> tuple[str, ...]:
+        """Only what is added or forgotten here changes them, so most recalls ask the ledger for nothing."""
+        kept = self._speakers
+        found = kept.get(scope)
+        if found is None:
+            found = await self._database.read(lambda c: table.speakers(c, scope))
+            if len(kept) >= MAX_SCOPES:
+                kept.clear()
+            kept[scope] = found  # nobody looks into `kept` any more if it was replaced meanwhile
+        return found
+
+    async def _change(self, change: Callable[[Connection], T]) -> T:
+        """A change of who has spoken, or so it may be."""
+        with anyio.CancelScope(shield=True):  # it happens, whether or not its caller waits for it
+            made = await self._database.write(change)
+            self._speakers = {}
+        return made
 
     async def _scope(self, session_id: str | None, user_id: str | None) -> Scope | None:
         """None is everybody."""

@@ -232,8 +232,9 @@ def around(
     source: str | None,
     as_of: int | None,
 ) -> list[tuple[Any, ...]]:
-    """Those of the ids that the scope may see, and of each the one before it and the two after it in its session,
-    by time; without those that do not fit `kind`, `source` and `as_of` (not created after, in microseconds).
+    """Those of the ids that the scope may see, and where somebody spoke in their session of each the one before it and
+    the two after it there, by time; without those that do not fit `kind`, `source` and `as_of` (not created after, in
+    microseconds). Most rows are notes, which are not found by what stands beside them: these are read once.
 
     Columns as in aiosd.memory.ranking.Turn. A row that came only as the one before has no `before` of its own.
     """
@@ -249,18 +250,35 @@ def around(
         f"coalesce(({beside} = m.created_at AND seq > m.seq ORDER BY seq LIMIT 1),"
         f" ({beside} > m.created_at ORDER BY created_at, seq LIMIT 1))"
     )
-    return c.execute(
-        f"WITH hit AS MATERIALIZED (SELECT seq, user_id, session_id, created_at FROM {_AMONG} WHERE {inside}),"
-        f" link(seq, before, after) AS MATERIALIZED (SELECT seq, {before}, {after} FROM hit AS m),"
-        " near(seq, before) AS (SELECT seq, before FROM link UNION ALL SELECT before, NULL FROM link"
-        f" UNION ALL SELECT after, seq FROM link"
-        f" UNION ALL SELECT {after}, after FROM link CROSS JOIN memories AS m ON m.seq = after)"
-        " SELECT m.seq, memory_id, before, session_id, created_at, speaker, instr(content, '?') > 0,"
-        " rtrim(content) LIKE '%?', length(content)"
-        " FROM (SELECT seq, max(before) AS before FROM near GROUP BY seq) CROSS JOIN memories AS m USING (seq)"
-        " WHERE (? IS NULL OR kind = ?) AND (? IS NULL OR source = ?) AND (? IS NULL OR created_at <= ?)",
-        (_json(ids), *values, kind, kind, source, source, as_of, as_of),
+    turn = (
+        "session_id, created_at, speaker, instr(content, '?') > 0, rtrim(content) LIKE '%?', length(content)"
+    )
+    fits = "(? IS NULL OR kind = ?) AND (? IS NULL OR source = ?) AND (? IS NULL OR created_at <= ?)"
+    fitting = (kind, kind, source, source, as_of, as_of)
+    hits = c.execute(
+        f"SELECT seq, memory_id, {before}, {turn} FROM (SELECT DISTINCT value FROM json_each(?))"
+        f" CROSS JOIN memories AS m ON memory_id = value WHERE {inside} AND {fits}",
+        (_json(ids), *values, *fitting),
     ).fetchall()
+    found = c.execute(
+        "SELECT value FROM json_each(?) WHERE EXISTS"
+        " (SELECT 1 FROM memories WHERE user_id = ? AND session_id = value AND speaker IS NOT NULL)",
+        (_json(list({row[3] for row in hits})), scope.user_id),
+    )
+    spoken = {session_id for (session_id,) in found}
+    if not spoken:
+        return hits
+    beside_them = c.execute(
+        "WITH told(seq, before) AS MATERIALIZED"
+        " (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)),"
+        f" next(seq, before) AS MATERIALIZED (SELECT {after}, m.seq FROM told CROSS JOIN memories AS m USING (seq)),"
+        " near(seq, before) AS (SELECT before, NULL FROM told UNION ALL SELECT seq, before FROM next"
+        f" UNION ALL SELECT {after}, m.seq FROM next CROSS JOIN memories AS m USING (seq))"
+        f" SELECT m.seq, memory_id, before, {turn} FROM (SELECT seq, max(before) AS before FROM near"
+        f" WHERE seq NOT IN (SELECT seq FROM told) GROUP BY seq) CROSS JOIN memories AS m USING (seq) WHERE {fits}",
+        (_json([(row[0], row[2]) for row in hits if row[3] in spoken]), *fitting),
+    )
+    return hits + beside_them.fetchall()
 
 
 def texts(c: Connection, ids: Sequence[str], privacy: Privacy | None = None) -> list[Memory]:
@@ -339,7 +357,7 @@ def delete(c: Connection, ids: Sequence[str]) -> int:
     ).rowcount
 
 
-def _json(ids: Sequence[str]) -> str:
+def _json(ids: Sequence[object]) -> str:
     """Many values in one parameter, so that there is no number too many and the statement stays prepared."""
     return msgspec.json.encode(ids).decode()
 
