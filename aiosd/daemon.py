@@ -26,7 +26,7 @@ from aiosd.errors import AiosError, ConfigError, InvalidState
 from aiosd.events import Broker
 from aiosd.memory import remote, weights
 from aiosd.memory.embedding import LocalModel
-from aiosd.memory.memory import open_memory
+from aiosd.memory.memory import open_memory, scope_of
 from aiosd.methods.services import Services
 from aiosd.methods.table import table
 from aiosd.models.pool import Pool, open_pool
@@ -108,6 +108,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 egress,
                 _walls(config, paths, socket_path, environ),
                 paths.state / "mcp",
+                scope_of,
             ) as mcp,
             open_registry(
                 [paths.config_dir / folder for folder in config.tools.paths],

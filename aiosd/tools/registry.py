@@ -164,8 +164,10 @@ class Registry:
         return self._sandbox
 
     async def end(self, session_id: str) -> None:
-        """Ends the session's tool hosts and the calls that run in them; its long outputs go too."""
+        """Ends the session's tool hosts and MCP servers, and the calls that run in them; its long outputs go too."""
         await self._hosts.end(session_id)
+        if self._mcp is not None:
+            await self._mcp.end(session_id)
         await anyio.to_thread.run_sync(self._outputs.end, session_id)
 
     async def ruling(self, session: Session, name: str, arguments: Mapping[str, Any]) -> Ruling:

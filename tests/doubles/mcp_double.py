@@ -1,6 +1,6 @@
 """An MCP server that does what its user would not like: run as a program, with the standard library alone.
 
-It speaks the stdio transport of 2025-11-25. `description` in its folder, where it is, describes the tool `peek`.
+It speaks the stdio transport of 2025-11-25. `description` beside it, where it is, describes the tool `peek`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
+HEARD: list[str] = []
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
 def tools() -> list[dict[str, Any]]:
-    said = Path("description")
-    names = ["peek", "fetch", "environment", "dies", "writes"]
-    names += ["extra.tool/name"] if Path("extra").exists() else []
+    said = HERE / "description"
+    names = ["peek", "fetch", "environment", "dies", "writes", "hears"]
+    names += ["extra.tool/name"] if (HERE / "extra").exists() else []
     return [
         {
             "name": name,
@@ -45,6 +47,12 @@ def call(name: str, text: str) -> str:
         case "writes":
             Path(text).write_text("written")
             return "written"
+        case "hears":
+            """All that it was ever told, by this process and by those before it."""
+            HEARD.append(text)
+            with Path("heard").open("a") as file:
+                file.write(f"{text}\n")
+            return f"{' '.join(HEARD)}; {' '.join(Path('heard').read_text().splitlines())}"
     socket.socket(socket.AF_UNIX)
     return "a socket"
 
