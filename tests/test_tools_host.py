@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
+import time
 import zipfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,8 @@ from aiosd.errors import (
     RateLimited,
     ToolFailed,
 )
+from aiosd.protocol.system import SystemInfo
+from aiosd.protocol.tools import ToolList
 from aiosd.records import Session, ToolResult
 from aiosd.secrets import Secrets
 from aiosd.state.database import open_database
@@ -39,6 +43,7 @@ from aiosd.tools.outputs import MAX_FILES
 from aiosd.tools.packages import Packages, declared
 from aiosd.tools.registry import Registry, open_registry
 from aiosd.tools.results import MAX_TEXT
+from tests.daemon import Daemon, Silent
 from tests.processes import Host
 
 pytestmark = pytest.mark.anyio
@@ -231,7 +236,7 @@ def open_(tmp_path: Path) -> Open:
                 "versions": tmp_path / "versions",
                 "packages": Packages(tmp_path / "packages", os.environ),
             }
-            async with open_registry(folders, workspaces, kernel or {}, audit, **rooms, **options) as opened:
+            async with open_registry(folders, workspaces, kernel or {}, audit, **rooms | options) as opened:
                 yield opened
 
     return open_
@@ -838,37 +843,128 @@ def wheel(folder: Path, name: str, source: str) -> Path:
     return path
 
 
-async def test_what_a_file_declares_to_need_is_installed_once(open_: Open, tmp_path: Path) -> None:
+class Watched(Packages):
+    """Begins to install once it may."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base, os.environ)
+        self.may = anyio.Event()
+        self.ended = anyio.Event()
+
+    async def install(self, wanted: tuple[str, ...]) -> None:
+        await self.may.wait()
+        await super().install(wanted)
+        self.ended.set()
+
+
+def needing(package: Path, source: str) -> str:
+    name = package.name.partition("-")[0]
+    return f'# /// script\n# dependencies = ["{name} @ {package.as_uri()}"]\n# ///\n{source}'
+
+
+async def test_what_a_file_declares_to_need_is_installed_once_beside_all_else(
+    open_: Open, tmp_path: Path
+) -> None:
     made = wheel(tmp_path, "tinypackage", "word = 'tiny'\n")
-    block = f'# /// script\n# dependencies = ["tinypackage @ {made.as_uri()}"]\n# ///\n'
+    source = needing(made, f"import tinypackage\n{GOOD}".replace("'good'", "tinypackage.word"))
     file = tmp_path / "tools" / "good.py"
-    file.write_text(f"{block}import tinypackage\n{GOOD}".replace("'good'", "tinypackage.word"))
-    async with open_() as tools:
+    file.write_text(source)
+    (tmp_path / "tools" / "other.py").write_text(GOOD.replace("good", "other"))
+    packages = Watched(tmp_path / "packages")
+    async with open_(packages=packages) as tools:
+        (problem,) = await tools.problems()
+        assert problem.file == str(file) and problem.error.startswith("installing tinypackage @ file:")
+        with pytest.raises(NotFound, match="are being installed"):
+            await call(tools, "good")
+        assert text(await call(tools, "other")) == "other"
+        packages.may.set()
+        with anyio.fail_after(LONG_S):
+            await packages.ended.wait()
         assert text(await call(tools, "good")) == "tiny"
         assert await tools.problems() == ()
         (installed,) = (tmp_path / "packages").iterdir()
         made.unlink()  # from here on it can be installed no more
-        file.write_text(file.read_text() + "\n")
+        file.write_text(f"{source}\n")
         assert text(await call(tools, "good")) == "tiny"
-        file.write_text(f"{block}def broken(:\n")
+        file.write_text(needing(made, "def broken(:\n"))
         assert text(await call(tools, "good")) == "tiny"
         assert list((tmp_path / "packages").iterdir()) == [installed]
+
+
+async def test_while_new_packages_are_installed_the_good_version_goes_on(open_: Open, tmp_path: Path) -> None:
+    file = tmp_path / "tools" / "good.py"
+    file.write_text(GOOD)
+    packages = Watched(tmp_path / "packages")
+    async with open_(packages=packages) as tools:
+        assert text(await call(tools, "good")) == "good"
+        file.write_text(needing(wheel(tmp_path, "tinypackage", ""), GOOD.replace("'good'", "'new'")))
+        assert text(await call(tools, "good")) == "good"
+        (problem,) = await tools.problems()
+        assert problem.error.startswith("installing ") and problem.error.endswith("goes on")
+        packages.may.set()
+        with anyio.fail_after(LONG_S):
+            await packages.ended.wait()
+        assert text(await call(tools, "good")) == "new"
 
 
 async def test_what_cannot_be_installed_is_told_with_the_file_and_by_name(
     open_: Open, tmp_path: Path
 ) -> None:
-    gone = (tmp_path / "gonepackage-1.0-py3-none-any.whl").as_uri()
-    block = f'# /// script\n# dependencies = ["gonepackage @ {gone}"]\n# ///\n'
-    (tmp_path / "tools" / "needy.py").write_text(f"{block}import gonepackage\n")
+    gone = tmp_path / "gonepackage-1.0-py3-none-any.whl"
+    (tmp_path / "tools" / "needy.py").write_text(needing(gone, "import gonepackage\n"))
     (tmp_path / "tools" / "option.py").write_text('# /// script\n# dependencies = ["--pre"]\n# ///\n')
     (tmp_path / "tools" / "good.py").write_text(GOOD)
-    async with open_() as tools:
+    packages = Watched(tmp_path / "packages")
+    packages.may.set()
+    async with open_(packages=packages) as tools:
+        assert text(await call(tools, "good")) == "good"
+        with anyio.fail_after(LONG_S):
+            await packages.ended.wait()
         needy, option = await tools.problems()
         assert needy.file.endswith("needy.py") and "No module named 'gonepackage'" in needy.error
-        assert f"gonepackage @ {gone} could not be installed: " in needy.error
+        assert f"gonepackage @ {gone.as_uri()} could not be installed: " in needy.error
         assert option.file.endswith("option.py") and "`--pre` is an option" in option.error
         assert text(await call(tools, "good")) == "good"
+
+
+def test_an_install_keeps_nothing_waiting_ends_with_the_daemon_and_is_begun_again(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "tools").mkdir(parents=True)
+    source = '# /// script\n# dependencies = ["tinypackage"]\n# ///\n' + f"import tinypackage\n{GOOD}"
+    (home / "tools" / "good.py").write_text(source.replace("'good'", "tinypackage.word"))
+    packages = home / "cache" / "packages"
+    plain = {"PIP_CONFIG_FILE": os.devnull}
+    with Silent() as index, Daemon(home, environ=plain | {"PIP_INDEX_URL": index.url}) as daemon:
+        assert "installing tinypackage" in str(daemon.call(SystemInfo()).problems)
+        assert index.asked.wait(60)  # pip waits for it
+        assert "clock" in {tool.name for tool in daemon.call(ToolList()).tools}
+        result = daemon.ctl("tool", "call", "clock", "timezone=UTC")
+        assert result.returncode == 0 and "installing tinypackage" in str(daemon.call(SystemInfo()).problems)
+        with ExitStack() as opened:
+            pips = [os.pidfd_open(pid) for pid in running(str(packages))]
+            for pip in pips:
+                opened.callback(os.close, pip)
+            assert len(pips) == 1
+            daemon.kill()
+            assert select.select(pips, [], [], 60)[0]
+    (packages / "half.new").mkdir(parents=True)
+    wheel(tmp_path, "tinypackage", "word = 'tiny'\n")
+    with Daemon(home, environ=plain | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}) as daemon:
+        until = time.monotonic() + 60
+        while "installing" in str(daemon.call(SystemInfo()).problems) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert daemon.ctl("tool", "call", "good").stdout == "tiny\n"
+        assert len(list(packages.iterdir())) == 1
+
+
+def running(argument: str) -> list[int]:
+    """Processes with an argument that begins like this."""
+    found = []
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdigit() and f"\0{argument}".encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
 
 
 @pytest.mark.parametrize(

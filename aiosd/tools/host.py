@@ -379,6 +379,7 @@ def main() -> None:
         folders,
         careful=CAREFUL in sys.argv,
         only=plan.only,
+        without=plan.without,
         instead=plan.instead,
         commands=plan.commands,
         searxng_url=plan.searxng_url,

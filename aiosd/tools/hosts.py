@@ -55,6 +55,8 @@ class UserFiles(msgspec.Struct, frozen=True):
     careful: bool
 
     walls: Walls
+    without: tuple[str, ...] = ()
+    """Files that are passed over."""
     instead: dict[str, str] = msgspec.field(default_factory=dict)
     """Copies of good versions, by the file that is broken."""
     packages: tuple[str, ...] = ()
@@ -77,6 +79,7 @@ class UserFiles(msgspec.Struct, frozen=True):
             folders=tuple(map(str, self.folders)),
             hidden=tuple(map(str, self.walls.hidden)),
             only=only,
+            without=self.without,
             instead=self.instead,
             packages=self.packages,
             commands=self.walls.commands,

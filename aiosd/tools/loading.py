@@ -43,6 +43,7 @@ def load(
     *,
     careful: bool = False,
     only: Collection[str] | None = None,
+    without: Collection[str] = (),
     instead: Mapping[str, str] = MappingProxyType({}),
     commands: Mapping[str, Command] = MappingProxyType({}),
     searxng_url: str | None = None,
@@ -51,7 +52,7 @@ def load(
 
     `careful` tries each file in a process of its own first. It is for when loading has ended the host, which no
     exception can prevent: os._exit(), a crash or an endless loop in native code. `only` names the files that are
-    loaded, where not all are; `instead` the copies that stand for some; with `searxng_url` there is a web_search.
+    loaded, where not all are, `without` those that are not; `instead` the copies that stand for some; with `searxng_url` there is a web_search.
     """
     tools: dict[str, Loaded] = {}
     problems: list[Problem] = []
@@ -64,7 +65,9 @@ def load(
     for number, folder in enumerate(folders):
         sys.path.append(str(folder))  # last, so that `calendar.py` among the tools shadows nothing
         for path in sorted(folder.glob("*.py")):
-            if not path.name.startswith("_") and (only is None or str(path) in only):
+            if path.name.startswith("_") or str(path) in without:
+                continue
+            if only is None or str(path) in only:
                 name = f"aiosd_tools_{number}_{path.stem}"
                 source = Path(instead.get(str(path), path))
                 if careful and (why := _deadly(path, source, name)):

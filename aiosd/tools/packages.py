@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,17 @@ import msgspec
 from aiosd.errors import ToolFailed
 
 INSTALL_S = 180.0
+
+UNFINISHED = ".new"
+"""The end of a folder's name, until all is in it."""
+
+_PIP = (
+    "import runpy; from aiosd.tools import syscalls; syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9); "
+    "runpy.run_module('pip', run_name='__main__', alter_sys=True)"
+)
+"""pip, in a process that ends with the daemon."""
+
+_INSTALL = ("install", "--quiet", "--no-input", "--disable-pip-version-check", "--only-binary=:all:")
 
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 """The reference implementation's, as the PEP has it."""
@@ -64,47 +76,47 @@ class Packages:
         self._base = base
         self._environ = {name: value for name, value in environ.items() if _is_for_pip(name)}
         self._failed: dict[str, str] = {}
+        self._is_clear = False
 
-    async def folder(self, wanted: tuple[str, ...]) -> Path:
-        """With all of these in it. Raises ToolFailed."""
-        key = hashlib.sha256(msgspec.json.encode((wanted, sys.version_info[:2]))).hexdigest()[:32]
-        folder = self._base / key
-        if await anyio.to_thread.run_sync(folder.is_dir):
+    def folder(self, wanted: tuple[str, ...]) -> Path | None:
+        """With all of these in it; None where they are not installed yet. Raises ToolFailed where they cannot be."""
+        folder = self._base / _key(wanted)
+        if folder.is_dir():
             return folder
-        if key not in self._failed and (why := await self._install(wanted, folder)):
-            self._failed[key] = why
-        if key in self._failed:
-            raise ToolFailed(f"{', '.join(wanted)} could not be installed: {self._failed[key]}")
-        return folder
+        if folder.name in self._failed:
+            raise ToolFailed(f"{', '.join(wanted)} could not be installed: {self._failed[folder.name]}")
+        return None
 
-    async def _install(self, wanted: tuple[str, ...], folder: Path) -> str | None:
-        """Whole or not at all; why not."""
-        beside = folder.with_suffix(".new")
-
-        def clear() -> None:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-        await anyio.to_thread.run_sync(clear)
-        pip = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-input",
-            "--disable-pip-version-check",
-        ]
-        command = [*pip, "--only-binary=:all:", "--target", str(beside), "--", *wanted]
+    async def install(self, wanted: tuple[str, ...]) -> None:
+        """Whole or not at all; `folder` says what came of it."""
+        key = _key(wanted)
+        beside = self._base / f"{key}.{os.urandom(4).hex()}{UNFINISHED}"
+        await anyio.to_thread.run_sync(self._clear)
+        command = [sys.executable, "-P", "-c", _PIP, *_INSTALL, "--target", str(beside), "--", *wanted]
         logger.info("packages of a tool file are installed", extra={"packages": ", ".join(wanted)})
-        with anyio.move_on_after(INSTALL_S):
-            done = await anyio.run_process(
-                command, stdin=subprocess.DEVNULL, check=False, env=self._environ, start_new_session=True
-            )
+        try:
+            with anyio.fail_after(INSTALL_S):
+                done = await anyio.run_process(
+                    command, stdin=subprocess.DEVNULL, check=False, env=self._environ, start_new_session=True
+                )
             if done.returncode:
                 lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-                return lines[-1] if lines else f"pip ended with status {done.returncode}"
-            await anyio.to_thread.run_sync(beside.rename, folder)
-            return None
-        return f"pip did not end within {INSTALL_S:g} s"
+                self._failed[key] = lines[-1] if lines else f"pip ended with status {done.returncode}"
+            else:
+                await anyio.to_thread.run_sync(os.rename, beside, self._base / key)
+        except TimeoutError:
+            self._failed[key] = f"pip did not end within {INSTALL_S:g} s"
+        except OSError as exc:
+            self._failed[key] = str(exc)
+
+    def _clear(self) -> None:
+        """Of what daemons before this one did not finish."""
+        self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._is_clear:
+            self._is_clear = True
+            for left in self._base.glob(f"*{UNFINISHED}"):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _key(wanted: tuple[str, ...]) -> str:
+    return hashlib.sha256(msgspec.json.encode((wanted, sys.version_info[:2]))).hexdigest()[:32]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import anyio
 import anyio.to_thread
 import msgspec
+from anyio.abc import TaskGroup
 
 from aiosd import tally
 from aiosd.audit import Audit
@@ -90,17 +91,19 @@ async def open_registry(
     kept = Outputs(outputs)
     async with anyio.create_task_group() as tasks:
         hosts = Hosts(tasks, workspaces, kept, max_hosts, egress)
+        registry = Registry(
+            tasks, folders, workspaces, hosts, kept, Versions(versions), packages, kernel, audit, walls, mcp
+        )
         try:
-            yield Registry(
-                folders, workspaces, hosts, kept, Versions(versions), packages, kernel, audit, walls, mcp
-            )
+            yield registry
         finally:
-            hosts.close()
+            registry.close()
 
 
 class Registry:
     def __init__(
         self,
+        tasks: TaskGroup,
         folders: Sequence[Path],
         workspaces: Callable[[Session], Path],
         hosts: Hosts,
@@ -112,6 +115,7 @@ class Registry:
         walls: Walls,
         mcp: McpServers | None,
     ) -> None:
+        self._tasks = tasks
         self._mcp = mcp
         self._folders = tuple(folders)
         self._workspaces = workspaces
@@ -128,23 +132,36 @@ class Registry:
         self._file_of: dict[str, str] = {}
         self._files: UserFiles | None = None
         self._describing = anyio.Lock()
+        self._installs: dict[tuple[str, ...], anyio.CancelScope] = {}
+        """What is being installed now."""
+        self._is_stale = False
+        """What was being installed when the files were looked at is there now, or never will be."""
         self._buckets: dict[tuple[str, str], limits.Bucket] = {}
+
+    def close(self) -> None:
+        """Ends all that runs; the task group waits for it."""
+        self._hosts.close()
+        for scope in self._installs.values():
+            scope.cancel()
 
     def add(self, kernel: Mapping[str, KernelTool]) -> None:
         """More tools of the daemon's own, before anybody has asked for one."""
         self._kernel |= {entry.tool.name: entry for entry in kernel.values()}
 
     async def list(self) -> tuple[Tool, ...]:
-        """Every tool, by name. Asks a host whenever the user's files have changed; raises ToolFailed where none starts."""
-        tools, _ = await self._described()
+        """Every tool, by name. Asks a host whenever the user's files have changed; raises ToolFailed where none starts.
+        Those whose packages are still being installed come later, and until then are among the problems."""
+        tools = await self._all()
         return tuple(tools[name] for name in sorted(tools))
 
     async def get(self, name: str) -> Tool:
-        tools, _ = await self._described()
+        tools = await self._all()
         if name in tools:
             return tools[name]
         near = difflib.get_close_matches(name, tools, n=3)
         meant = f"; did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else ""
+        if self._installs:
+            meant += "; packages of a tool file are being installed, and what is in it comes then"
         raise NotFound(f"there is no tool `{name[:80]}`{meant}")
 
     async def offered(self, session: Session, narrowed: Sequence[str] | None = None) -> tuple[Tool, ...]:
@@ -252,7 +269,7 @@ class Registry:
     async def _call(
         self, caller: Caller, tool: Tool, arguments: Mapping[str, Any], timeout_s: float
     ) -> ToolResult:
-        _, files = await self._described()
+        files = await self._described()
         session = caller.session
         self._take(session.user_id, tool)
         try:
@@ -319,41 +336,53 @@ class Registry:
 
     # --- what there is ---------------------------------------------------------------------------------
 
-    async def _described(self) -> tuple[dict[str, Tool], UserFiles]:
-        """Tools by name, and the user's files that they are of."""
+    async def _all(self) -> dict[str, Tool]:
+        """Tools by name."""
+        await self._described()
+        if self._mcp is None:
+            return self._tools
+        await self._mcp.meet()
+        return {name: entry.tool for name, entry in self._mcp.tools().items()} | self._tools
+
+    async def _described(self) -> UserFiles:
+        """The user's files, once what is in them is known."""
         stamp = _stamp(self._folders)
-        if self._files is None or self._files.stamp != stamp:
+        if self._files is None or self._is_stale or self._files.stamp != stamp:
             async with self._describing:  # the others wait for the one answer; it has a deadline
-                if self._files is None or self._files.stamp != stamp:
+                if self._files is None or self._is_stale or self._files.stamp != stamp:
+                    self._is_stale = False
                     self._files, description = await self._describe(stamp)
                     self._learn(description)
-        if self._mcp is None:
-            return self._tools, self._files
-        await self._mcp.meet()
-        others = {name: entry.tool for name, entry in self._mcp.tools().items()}
-        return others | self._tools, self._files
+        return self._files
 
     async def _describe(self, stamp: tuple[tuple[str, int, int], ...]) -> tuple[UserFiles, Description]:
         """What there is in the files; where one is broken, in its last good version."""
         versions = self._versions
         sources = await anyio.to_thread.run_sync(versions.sources, self._folders)
-        packages, missing = await self._packaged(sources)
-        files = UserFiles(self._folders, stamp, careful=False, walls=self._walls, packages=packages)
+        packages, missing, awaited = await anyio.to_thread.run_sync(self._packaged, sources)
+        for wanted in awaited.values():
+            self._install(wanted)
+        files = UserFiles(
+            self._folders, stamp, careful=False, walls=self._walls, without=tuple(awaited), packages=packages
+        )
         try:
             first = await _ask(files)
         except ToolFailed:
             files = msgspec.structs.replace(files, careful=True)
             first = await _ask(files)
-        broken = {problem.file for problem in first.problems}
+        broken = {problem.file for problem in first.problems} | set(awaited)
         first = _explained(first, missing)
         await anyio.to_thread.run_sync(versions.keep, sources, broken)
         instead = await anyio.to_thread.run_sync(versions.instead, broken)
         if not instead:
             return files, first
         copies = await anyio.to_thread.run_sync(lambda: {f: Path(c).read_bytes() for f, c in instead.items()})
-        theirs, _ = await self._packaged(copies)
+        theirs, _, _ = await anyio.to_thread.run_sync(self._packaged, copies)
         with_copies = msgspec.structs.replace(
-            files, instead=instead, packages=tuple(dict.fromkeys((*packages, *theirs)))
+            files,
+            instead=instead,
+            without=tuple(file for file in awaited if file not in instead),
+            packages=tuple(dict.fromkeys((*packages, *theirs))),
         )
         try:
             second = await _ask(with_copies)
@@ -361,17 +390,40 @@ class Registry:
             return files, first
         return with_copies, msgspec.structs.replace(second, problems=told(first, second, instead))
 
-    async def _packaged(self, sources: Mapping[str, bytes]) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Folders with what the files say they need; and where there is none, why, by file."""
+    def _packaged(
+        self, sources: Mapping[str, bytes]
+    ) -> tuple[tuple[str, ...], dict[str, str], dict[str, tuple[str, ...]]]:
+        """Folders with what the files say they need; where there is none, why, by file; and what has to be installed
+        first, by file. Blocking."""
         folders: list[str] = []
         missing: dict[str, str] = {}
+        awaited: dict[str, tuple[str, ...]] = {}
         for file, source in sorted(sources.items()):
             try:
-                if wanted := declared(source):
-                    folders.append(str(await self._packages.folder(wanted)))
+                if not (wanted := declared(source)):
+                    continue
+                if folder := self._packages.folder(wanted):
+                    folders.append(str(folder))
+                else:
+                    awaited[file] = wanted
+                    missing[file] = f"installing {', '.join(wanted)}; its tools come once that is done"
             except ToolFailed as exc:
                 missing[file] = str(exc)
-        return tuple(dict.fromkeys(folders)), missing
+        return tuple(dict.fromkeys(folders)), missing, awaited
+
+    def _install(self, wanted: tuple[str, ...]) -> None:
+        """Beside all else: the next who asks after its end finds what came of it."""
+        if wanted in self._installs:
+            return
+        scope = self._installs[wanted] = anyio.CancelScope()
+
+        async def install() -> None:
+            with scope:
+                await self._packages.install(wanted)
+            del self._installs[wanted]
+            self._is_stale = True
+
+        self._tasks.start_soon(install)
 
     def _learn(self, description: Description) -> None:
         tools = {tool.name: tool for tool in description.tools}

@@ -137,6 +137,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon's own files."""
     only: tuple[str, ...] | None = None
     """The files that are loaded of these folders; None for all."""
+    without: tuple[str, ...] = ()
+    """Files that are not, whatever else holds."""
     instead: dict[str, str] = msgspec.field(default_factory=dict)
     """Copies that are loaded for files of these folders."""
     packages: tuple[str, ...] = ()
