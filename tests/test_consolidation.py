@@ -34,6 +34,7 @@ from aiosd.state.database import Connection, Database, open_database
 from aiosd.state.sessions import SUMMARIES
 from aiosd.tasks import consolidation
 from aiosd.tasks.consolidation import BATCH, IDLE, KEPT, LONG, SHORT_CHARS, Consolidation, due
+from aiosd.tasks.context import TURNS
 from tests.daemon import Daemon, Silent
 from tests.doubles.http_double import Script
 from tests.doubles.pools import near_and_far, pool_of
@@ -234,18 +235,20 @@ async def test_a_long_session_keeps_its_last_turns_and_a_summary_of_those_before
 
 
 @pytest.mark.anyio
-async def test_the_turns_of_an_endless_session_do_not_grow_without_end(tmp_path: Path) -> None:
+async def test_of_an_endless_session_the_last_turns_are_held_and_journals_find_all_they_name(
+    tmp_path: Path,
+) -> None:
     async with room(tmp_path) as here:
         ours = await here.session()
-        for i in range(sessions.HELD + LONG):
+        for i in range(LONG):
             await here.say(ours, f"turn {i}")
+        then = await here.database.read(sessions.moment_now)
+        for i in range(LONG, LONG + sessions.HELD):
+            await here.say(ours, f"turn {i}")
+        before = await here.database.read(lambda c: sessions.turns(c, ours.session_id, TURNS, then))
         await here.settle()
-
-        def held(c: Connection) -> int:
-            (n,) = c.execute("SELECT count(*) FROM turns").fetchone()
-            return int(n)
-
-        assert await here.database.read(held) == sessions.HELD
+        after = await here.database.read(lambda c: sessions.turns(c, ours.session_id, TURNS, then))
+        assert before == after and after[-1].content == f"turn {LONG - 1}"
         seen = await here.database.read(lambda c: sessions.turns(c, ours.session_id, 1000))
         assert [turn.role for turn in seen] == ["note"] * SUMMARIES + ["user"] * sessions.HELD
         assert f"turn {LONG - LONG % BATCH - 1}" in seen[SUMMARIES - 1].content

@@ -18,8 +18,8 @@ _COLUMNS = (
     " created_at, used_at"
 )
 HELD = 200
-"""Turns of a session that stay as they were said. Of those before, once they are a part of long-term memory, their
-summaries stay and the rows of their runs, which have the words too."""
+"""Turns that a session's working memory holds as they were said; of those before, their summaries. The rows stay as
+long as their session, since journals name them."""
 
 SUMMARIES = 3
 """Of what was said before the turns that are shown."""
@@ -208,13 +208,8 @@ def next_turns(c: Connection, session_id: str, n: int) -> list[tuple[int, Turn]]
 
 
 def settle(c: Connection, session_id: str, turn_id: int) -> None:
-    """Notes that the turns up to this one are a part of long-term memory, and drops those before the last HELD."""
+    """Notes that the turns up to this one are a part of long-term memory."""
     c.execute("UPDATE sessions SET consolidated = ? WHERE session_id = ?", (turn_id, session_id))
-    c.execute(
-        "DELETE FROM turns WHERE session_id = ?1 AND turn_id <= ?2 AND turn_id <="
-        " (SELECT turn_id FROM turns WHERE session_id = ?1 ORDER BY turn_id DESC LIMIT 1 OFFSET ?3)",
-        (session_id, turn_id, HELD),
-    )
 
 
 def moment_now(c: Connection) -> tuple[int, int]:
@@ -233,7 +228,7 @@ def turns(
     upto: tuple[int, int] = (MAX_INTEGER, MAX_INTEGER),
 ) -> tuple[Turn, ...]:
     """The session's working memory: what was said in it and what it was given to remember, the last ones by
-    their time, the oldest first; at most 1000. Where there is more, what summarizes the turns before them takes the
+    their time, the oldest first; at most 1000, and HELD of those that were said. Where there is more, what summarizes the turns before them takes the
     place of some. `upto` is a moment that `moment_now` gave.
 
     Notes are the session's memories themselves, so one that is forgotten is gone here too. Raises NotFound.
@@ -245,7 +240,7 @@ def turns(
         for role, content, created_at, task_id, privacy in c.execute(
             "SELECT role, content, created_at, task_id, privacy FROM turns WHERE session_id = ?"
             " AND turn_id <= ? ORDER BY turn_id DESC LIMIT ?",
-            (session_id, upto[0], limit),
+            (session_id, upto[0], min(limit, HELD)),
         )
     ]
     scope = Scope(session.user_id, session_id)
