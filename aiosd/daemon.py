@@ -138,7 +138,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 approvals=Approvals(database, registry.audit),
             )
             async with open_runner(hands) as runner:
-                runner.on_end = export
+                runner.export = export
                 registry.add(spawn_tools(runner))
                 services = Services(
                     config=config,

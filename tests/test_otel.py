@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import json
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from aiosd.otel import CONTENT
 from aiosd.protocol.tasks import TaskTrace
 from tests.daemon import Daemon
 
@@ -46,11 +53,19 @@ class Collector:
         self._server.server_close()
 
 
+@contextmanager
+def collecting() -> Iterator[Collector]:
+    running = Collector()
+    try:
+        yield running
+    finally:
+        running.close()
+
+
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    running = Collector()
-    yield running
-    running.close()
+    with collecting() as running:
+        yield running
 
 
 def test_a_task_is_one_trace_without_content(tmp_path: Path, collector: Collector) -> None:
@@ -81,6 +96,67 @@ def test_a_task_is_one_trace_without_content(tmp_path: Path, collector: Collecto
         for metric in scope.metrics
     ]
     assert {"gen_ai.client.operation.duration", "gen_ai.client.token.usage"} <= set(metrics)
+
+
+def sent(collector: Collector) -> bytes:
+    return b"".join(body for _, body in collector.posted)
+
+
+@given(st.lists(st.sampled_from(["private", "open", "another user's"]), min_size=3, max_size=8))
+@settings(max_examples=2, deadline=None, phases=[Phase.generate])
+def test_content_is_sent_where_it_is_asked_for_and_never_of_what_is_private(rounds: list[str]) -> None:
+    """Words of private sessions, also where an open one recalls them later; each word is one nobody else says."""
+    private, others = list[str](), list[str]()
+    with (
+        tempfile.TemporaryDirectory() as home,
+        collecting() as collector,
+        Daemon(Path(home), environ={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, CONTENT: "true"}) as daemon,
+    ):
+        for n, whose in enumerate(["private", "open", "another user's", *rounds]):
+            word = f"w{n}x{uuid4().hex}"
+            if whose == "private":
+                private.append(word)
+                daemon.run(daemon.session(privacy="local"), f"Remember that a door opens with {word}")
+            elif whose == "open":  # it is told a private word, and asked to say it
+                told = daemon.run(daemon.session(), "What does a door open with?").result
+                assert any(word in told for word in private), told
+            else:
+                others.append(word)
+                daemon.run(daemon.session(user_id="another"), f"Remember that a door opens with {word}")
+        assert daemon.stop() == 0
+        got = sent(collector)
+    assert [word for word in others if word.encode() in got] == others
+    assert [word for word in private if word.encode() in got] == []
+
+
+def test_content_is_the_conventions_messages_arguments_and_results_without_keys(
+    tmp_path: Path, collector: Collector
+) -> None:
+    key = "sk-0123456789abcdef"
+    config = '[models.backends.far]\nkind = "openai"\nmodel = "m"\nurl = "http://127.0.0.1:9/v1"\nkey_env = "FAR_KEY"\n'
+    config += '[models.tiers]\nbalanced = ["extractive"]\n[models.backends.extractive]\nkind = "extractive"\n'
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, CONTENT: "span_only", "FAR_KEY": key}
+    with Daemon(tmp_path, config, environ=environ) as daemon:
+        daemon.run(daemon.session(), "What is 12 * (3 + 4)?")
+        daemon.run(daemon.session(), f"Remember that the key is {key}")
+        assert daemon.stop() == 0
+    told = [
+        (a.key, a.value.string_value)
+        for path, body in collector.posted
+        if path == "/v1/traces"
+        for r in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in r.scope_spans
+        for span in scope.spans
+        for a in span.attributes
+    ]
+    asked = [json.loads(value) for name, value in told if name == "gen_ai.input.messages"]
+    assert asked[0] == [{"role": "user", "parts": [{"type": "text", "content": "What is 12 * (3 + 4)?"}]}]
+    answers = [json.loads(value) for name, value in told if name == "gen_ai.output.messages"]
+    assert [{"role": "assistant", "parts": [{"type": "text", "content": "84"}]}] in answers
+    assert ("gen_ai.tool.call.arguments", '{"expression":"12 * (3 + 4)"}') in told
+    assert ("gen_ai.tool.call.result", "84") in told
+    assert b"the key is" in sent(collector)
+    assert key.encode() not in sent(collector)
 
 
 def test_a_collector_that_is_not_there_holds_nothing_up(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Protocol
 from uuid import uuid4
 
 import anyio
@@ -65,14 +66,26 @@ class Run:
         """By a caller; a daemon that stops ends the run too, but leaves the task open."""
 
 
+EXPORT_S = 2.0
+"""For reading the journal of a task that has ended."""
+
+
+class Export(Protocol):
+    """Given each task that has ended, with where its time went."""
+
+    content: bool
+    """Whether it wants texts too, of tasks that nothing private came into."""
+
+    def __call__(self, task: Task, spans: Sequence[Span]) -> None: ...
+
+
 class Runner:
     def __init__(self, hands: Hands, running: TaskGroup) -> None:
         self._hands = hands
         self._running = running
         self._runs: dict[str, Run] = {}
         self._resolving: set[str] = set()
-        self.on_end: Callable[[Task, Sequence[Span]], None] | None = None
-        """Given each task that has ended, with where its time went."""
+        self.export: Export | None = None
 
     @property
     def open(self) -> int:
@@ -401,20 +414,22 @@ class Runner:
             tally.TASKS.add(time.monotonic() - began, run.agent.state)
             del self._runs[task.task_id]
             run.ended.set()
-        if self.on_end is not None and run.agent.state in ENDED:
+        if self.export is not None and run.agent.state in ENDED:
+            content = self.export.content and run.agent.privacy == "any"
             try:
-                self.on_end(*await self.trace(task.task_id))
+                with anyio.move_on_after(EXPORT_S, shield=True):  # the daemon may be told to stop just now
+                    self.export(*await self.trace(task.task_id, content=content))
             except AiosError:
                 logger.exception("a trace could not be read", extra={"task_id": task.task_id})
 
-    async def trace(self, task_id: str) -> tuple[Task, tuple[Span, ...]]:
+    async def trace(self, task_id: str, *, content: bool = False) -> tuple[Task, tuple[Span, ...]]:
         """The task and where its time went. Raises NotFound."""
 
         def read(c: Connection) -> tuple[Task, SessionRun, tuple[Kept, ...]]:
             return tasks.get(c, task_id), tasks.params(c, task_id), tasks.events(c, task_id)
 
         task, params, journal = await self._hands.database.read(read)
-        return task, spans(task, journal, params.max_steps or steps.MAX_STEPS)
+        return task, spans(task, journal, params.max_steps or steps.MAX_STEPS, content=content)
 
 
 def _agent(

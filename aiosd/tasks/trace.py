@@ -1,7 +1,7 @@
 """Where a task's time went: spans as a function of its journal, for `task.trace` and for OpenTelemetry alike.
 
 Names and attributes are those of OpenTelemetry's semantic conventions for generative AI (1.37), where they have one.
-No span carries content: no prompt, no argument, no result.
+No span carries content, that is a prompt, an argument or a result, unless it is asked for: only an exporter ever does.
 """
 
 from __future__ import annotations
@@ -33,21 +33,24 @@ from aiosd.tasks import steps
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-def spans(task: Task, journal: Sequence[Kept], max_steps: int = steps.MAX_STEPS) -> tuple[Span, ...]:
+def spans(
+    task: Task, journal: Sequence[Kept], max_steps: int = steps.MAX_STEPS, *, content: bool = False
+) -> tuple[Span, ...]:
     """The task's own span, then its parts in the order in which they began. What goes on has no end yet.
 
     Every moment from the first event to the last lies in a part: what the agent does between two events is known. Only
     the time without a daemon is in none.
     """
-    reading = _Reading(task)
+    reading = _Reading(task, content=content)
     for place, event in enumerate(journal):
         reading.take(event, journal[:place], max_steps)
     return reading.result()
 
 
 class _Reading:
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, content: bool) -> None:
         self._task = task
+        self._content = content
         self._root = _id(task.task_id, 0)
         self._spans: list[Span] = []
         self._at = task.created_at
@@ -92,6 +95,7 @@ class _Reading:
                     },
                     f"chat {event.model}",
                 )
+                self._tell(self._chat, "gen_ai.output.messages", _replied(event))
                 self._at = event.at
             case UsageEvent():
                 self._describe(
@@ -106,7 +110,9 @@ class _Reading:
                 self._chat = -1  # what comes next without a reply is the money of one that never came whole
             case ToolCallEvent(status="in_progress"):
                 named = {"gen_ai.tool.name": event.name, "gen_ai.tool.call.id": event.call_id}
-                self._calls[event.call_id] = self._add(f"execute_tool {event.name}", event.at, None, named)
+                call = self._add(f"execute_tool {event.name}", event.at, None, named)
+                self._calls[event.call_id] = call
+                self._tell(call, "gen_ai.tool.call.arguments", event.arguments)
             case ToolCallEvent():
                 pass
             case ApprovalEvent(decision=None):
@@ -118,8 +124,9 @@ class _Reading:
                     self._close(asked, event.at, {"aiosd.decision": event.decision, "aiosd.by": event.by})
             case ToolResultEvent():
                 failed = {} if event.status == "completed" else {"error.type": event.status}
-                if (call := self._calls.pop(event.call_id, None)) is not None:
-                    self._close(call, event.at, failed)
+                if (ended := self._calls.pop(event.call_id, None)) is not None:
+                    self._close(ended, event.at, failed)
+                    self._tell(ended, "gen_ai.tool.call.result", event.text)
                 self._at = event.at
 
     def result(self) -> tuple[Span, ...]:
@@ -139,6 +146,7 @@ class _Reading:
                 "aiosd.task.state": task.state,
                 "aiosd.cost_usd": self._cost_usd,
                 **({"error.type": str(task.error.get("code"))} if task.error else {}),
+                **(self._said() if self._content else {}),
             },
         )
         return (root, *sorted(self._spans, key=lambda span: span.started_at))
@@ -219,6 +227,19 @@ class _Reading:
             span, name=name or span.name, attributes={**span.attributes, **attributes}
         )
 
+    def _tell(self, place: int, attribute: str, content: Any) -> None:
+        """Where content was asked for."""
+        if self._content:
+            self._describe(place, {attribute: _text(content)})
+
+    def _said(self) -> dict[str, str]:
+        """What the task was, and what came of it."""
+        said = {"gen_ai.input.messages": _text([_message("user", self._task.task)])}
+        if self._task.result is not None:
+            answer = _message("assistant", _text(self._task.result.result))
+            said["gen_ai.output.messages"] = _text([answer])
+        return said
+
     def _sum(self, attribute: str) -> Any:
         return sum(span.attributes.get(attribute, 0) for span in self._spans)
 
@@ -226,3 +247,22 @@ class _Reading:
 def _id(task_id: str, number: int) -> str:
     """Eight bytes as hexadecimal digits, the same at every reading."""
     return blake2b(f"{task_id}/{number}".encode(), digest_size=8).hexdigest()
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    """As in the convention's schema of messages: gen-ai-input-messages.json."""
+    return {"role": role, "parts": [{"type": "text", "content": text}]}
+
+
+def _replied(event: MessageEvent) -> list[dict[str, Any]]:
+    message = _message("assistant", event.text)
+    message["parts"] += [
+        {"type": "tool_call", "id": call.call_id, "name": call.name, "arguments": call.arguments}
+        for call in event.tool_calls
+    ]
+    return [message]
+
+
+def _text(content: Any) -> str:
+    """Attributes are texts: what is none goes as JSON."""
+    return content if isinstance(content, str) else msgspec.json.encode(content).decode()
