@@ -1,7 +1,7 @@
 """What a run costs the daemon, and how it holds under load.
 
 Run as `python contrib/bench/load.py [WHAT ...]`, in an environment with the extra `test`; WHAT is any of `load`, `cpu`,
-`session`, `fast`, `fair`, by default all. The model is a double of an Ollama server in a process of its own, so
+`session`, `fast`, `fair`, `export`, by default all. The model is a double of an Ollama server in a process of its own, so
 only the daemon's own work is measured. Every figure is printed with the machine's load: other work on it makes
 wall times worse, and CPU times hardly.
 
@@ -10,6 +10,7 @@ cpu      the daemon's CPU a run with 50,000 memories, without and with a tool ca
 session  run 500 of one session against run 10: CPU a run, and bytes of the ledger a run
 fast     what a call gains in time by another that takes 5 s on another backend
 fair     8 background agents on one slot, then interactive runs: first token against idle, Jain's index, steps kept
+export   runs of 50 ms on a daemon that sends traces and metrics to a collector, against one beside it that sends none
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -94,6 +96,36 @@ def _double(ends: Connection) -> None:
     asyncio.run(forever())
 
 
+class _Taking(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def _collector(ends: Connection) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Taking) as server:
+        ends.send(f"http://127.0.0.1:{server.server_port}")
+        server.serve_forever()
+
+
+@contextmanager
+def collector() -> Iterator[str]:
+    """The address of one that takes everything, in a process of its own."""
+    mine, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=_collector, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield mine.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
 class Client:
     """One connection, one request at a time; notifications are handed on."""
 
@@ -131,7 +163,9 @@ async def client(daemon: Daemon, **session: Any) -> Client:
 
 
 @asynccontextmanager
-async def daemon_with(memories: int, slots: int) -> AsyncIterator[tuple[Daemon, str]]:
+async def daemon_with(
+    memories: int, slots: int, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[Daemon, str]]:
     mine, theirs = multiprocessing.Pipe()
     double = multiprocessing.Process(target=_double, args=(theirs,), daemon=True)
     double.start()
@@ -144,7 +178,7 @@ async def daemon_with(memories: int, slots: int) -> AsyncIterator[tuple[Daemon, 
     try:
         with (
             tempfile.TemporaryDirectory() as home,
-            Daemon(Path(home), f'[memory]\nembedder = "none"\n{tiers}{backends}') as daemon,
+            Daemon(Path(home), f'[memory]\nembedder = "none"\n{tiers}{backends}', environ) as daemon,
         ):
             async with await client(daemon) as filling:
                 for first in range(0, memories, 500):
@@ -329,8 +363,38 @@ async def fair(agents: int = 8, times: int = 30) -> None:
         )
 
 
+async def export(runs: int = 300) -> None:
+    """In turns, so that what else runs here meets both alike."""
+    with collector() as url:
+        sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_METRIC_EXPORT_INTERVAL": "1000"}
+        async with (
+            daemon_with(1000, 1) as (silent, _),
+            daemon_with(1000, 1, sending) as (telling, _),
+            await client(silent) as one,
+            await client(telling) as other,
+        ):
+            took = dict[Client, list[float]]({one: [], other: []})
+            before = list[float]()
+            for i in range(-20, runs):
+                if i == 0:
+                    before = [cpu_s(silent), cpu_s(telling)]
+                for each, times in took.items():
+                    began = time.perf_counter()
+                    await each.run(f"[50] Where is the {WORDS[i % len(WORDS)]}? tools=1")
+                    if i >= 0:
+                        times.append((time.perf_counter() - began) * 1000)
+            used = [(cpu_s(d) - b) / runs * 1000 for d, b in zip((silent, telling), before, strict=True)]
+        alone, sent = (statistics.median(times) for times in took.values())
+        say(
+            "export",
+            f"a run {alone:.1f} ms, {sent:.1f} with traces and metrics sent: {(sent / alone - 1) * 100:+.1f} % (want"
+            f" 3); the daemon's CPU {used[0]:.2f} and {used[1]:.2f} ms, {(used[1] - used[0]) / alone * 100:+.1f} % of"
+            " the run's time",
+        )
+
+
 async def main() -> None:
-    every = {"load": load, "cpu": cpu, "session": session, "fast": fast, "fair": fair}
+    every = {"load": load, "cpu": cpu, "session": session, "fast": fast, "fair": fair, "export": export}
     for name in sys.argv[1:] or every:
         await every[name]()
 
