@@ -19,7 +19,7 @@ from aiosd import records as r
 from aiosd.errors import InvalidState, NotFound
 from aiosd.models.backend import ModelRequest
 from aiosd.protocol.memory import MemoryRemember
-from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskList, TaskResolve, TaskWait
+from aiosd.protocol.tasks import TaskAttach, TaskCancel, TaskGet, TaskResolve, TaskWait
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection, open_database
 from aiosd.tasks import context, steps
@@ -94,6 +94,17 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
+def cut_short(daemon: Daemon, gate: Gate) -> r.Task:
+    """A task whose daemon was killed in the middle of a call; the next daemon has it."""
+    session = daemon.session(workspace=str(gate.path.parent), write=True)
+    task = daemon.start_task(session, "Note x")
+    gate.reached()
+    daemon.kill()
+    gate.open()
+    daemon.start()
+    return task
+
+
 def calling(name: str, path: Path, gate: Gate) -> Script:
     return Script(text=(), calls=((name, f'{{"path": "{path}", "line": "x", "gate": "{gate.path}"}}'),))
 
@@ -107,13 +118,7 @@ async def test_a_call_that_was_cut_short_waits_for_its_user_and_is_never_repeate
 
         def work() -> r.TaskResult:
             with daemon:
-                session = daemon.session(workspace=str(workspace(tmp_path)), write=True)
-                number = daemon.start_task(session, "Note x").number
-                gate.reached()
-                daemon.kill()
-                gate.open()
-                daemon.start()
-                (task,) = daemon.call(TaskList()).tasks
+                task = cut_short(daemon, gate)
                 with pytest.raises(InvalidState, match="needs you") as caught:
                     daemon.call(TaskWait(task_id=task.task_id))
                 assert daemon.call(TaskGet(task_id=task.task_id)).state == "input_required"
@@ -122,8 +127,8 @@ async def test_a_call_that_was_cut_short_waits_for_its_user_and_is_never_repeate
                     daemon.call(TaskResolve(task_id=task.task_id, call_id="no", action="done"))
                 daemon.kill()  # it goes on waiting, over any number of ends
                 daemon.start()
-                done = daemon.ctl("task", "resolve", str(number), "done")
-                assert (done.returncode, done.stdout) == (0, f"task {number} working\n"), done.stderr
+                done = daemon.ctl("task", "resolve", str(task.number), "done")
+                assert (done.returncode, done.stdout) == (0, f"task {task.number} working\n"), done.stderr
                 return daemon.call(TaskWait(task_id=task.task_id))
 
         result = await aside(work)
@@ -141,13 +146,7 @@ async def test_the_user_may_have_it_run_again_or_left(tmp_path: Path, action: st
 
         def work() -> None:
             with daemon:
-                task = daemon.start_task(
-                    daemon.session(workspace=str(workspace(tmp_path)), write=True), "Note x"
-                )
-                gate.reached()
-                daemon.kill()
-                gate.open()
-                daemon.start()
+                task = cut_short(daemon, gate)
                 if action == "retry":
                     threading.Thread(target=gate.let_one_through, daemon=True).start()
                 assert daemon.ctl("task", "resolve", "@last", action).returncode == 0
@@ -166,13 +165,7 @@ async def test_a_call_that_changes_nothing_is_made_again_by_itself(tmp_path: Pat
 
         def work() -> r.TaskResult:
             with daemon:
-                task = daemon.start_task(
-                    daemon.session(workspace=str(workspace(tmp_path)), write=True), "Look at x"
-                )
-                gate.reached()
-                daemon.kill()
-                gate.open()
-                daemon.start()
+                task = cut_short(daemon, gate)
                 gate.reached()
                 gate.open()
                 return daemon.call(TaskWait(task_id=task.task_id))
@@ -188,13 +181,7 @@ async def test_a_task_that_waits_for_its_user_can_be_cancelled(tmp_path: Path) -
 
         def work() -> r.Task:
             with daemon:
-                task = daemon.start_task(
-                    daemon.session(workspace=str(workspace(tmp_path)), write=True), "Note x"
-                )
-                gate.reached()
-                daemon.kill()
-                gate.open()
-                daemon.start()
+                task = cut_short(daemon, gate)
                 return daemon.call(TaskCancel(task_id=task.task_id))
 
         assert (await aside(work)).state == "cancelled"
