@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
@@ -30,7 +31,7 @@ from aiosd.models.backend import (
 )
 from aiosd.models.openai import OpenAI
 from aiosd.records import Tokens, ToolUse
-from tests.doubles.http_double import Fault, HttpDouble, Script
+from tests.doubles.http_double import Fault, HttpDouble, Script, Seen
 from tests.doubles.ollama_double import Held, OllamaDouble
 from tests.doubles.openai_double import OpenAIDouble
 
@@ -282,6 +283,40 @@ async def test_a_proxy_of_the_environment_serves_remote_backends_only(
         await deltas(far, user("hi"))
         await far.aclose()
         assert len(proxy.chats()) == 1
+
+
+class Counting(OllamaDouble):
+    """Counts connections, and ends the one of a chat with `closes` in it after the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connections = 0
+        self.closed = asyncio.Event()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await super()._connected(reader, writer)
+
+    async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await super()._answer(seen, reader, writer)
+        if seen.path == "/api/chat" and "closes" in seen.body["messages"][-1]["content"]:
+            writer.close()
+            await writer.wait_closed()
+            self.closed.set()
+            raise ConnectionError
+
+
+async def test_ollama_keeps_a_connection_until_the_server_closes_it() -> None:
+    async with Counting() as double:
+        backend = connect("ollama", double)
+        await deltas(backend, user("one"))
+        await deltas(backend, user("two"))
+        assert double.connections == 1
+        await deltas(backend, user("the server closes after this"))
+        await double.closed.wait()
+        await deltas(backend, user("four"))
+        assert double.connections == 2
+        await backend.aclose()
 
 
 @both

@@ -84,6 +84,11 @@ class _Chunk(msgspec.Struct):
     prompt_eval_duration: int | None = None
     eval_duration: int | None = None
     remote_host: str | None = None
+    error: str | None = None
+    """Under status 200: what came before is all there is."""
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
 
 
 class _Show(msgspec.Struct):
@@ -160,15 +165,32 @@ class Server:
         self._shown: dict[str, _Show] = {}
         self._key: str | None = None
 
-    async def chat(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def chat(self, body: Mapping[str, Any]) -> AsyncGenerator[_Chunk, None]:
         """The lines of /api/chat as they come. Closing it closes the connection, which frees the model."""
-        client = await self.ready()
-        with self._failing(str(body["model"])):
-            # `dict` instead of its ChatResponse: see the top.
-            lines: Any = await client._request(dict, "POST", "/api/chat", json=body, stream=True)
-            async with contextlib.aclosing(lines):
-                async for line in lines:
-                    yield line
+        client, model = await self.ready(), str(body["model"])
+        with self._failing(model):
+            # The package's own stream takes each line apart twice.
+            answer = client._client.stream(
+                "POST",
+                "/api/chat",
+                content=msgspec.json.encode(body),
+                headers={"content-type": "application/json"},
+            )
+            rest = b""
+            async with answer as response:
+                async for piece in response.aiter_bytes():
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
+                        if line:
+                            yield self._chunk(line, model)
+            if rest:
+                yield self._chunk(rest, model)
+
+    def _chunk(self, line: bytes, model: str) -> _Chunk:
+        chunk = _chunk.decode(line)
+        if chunk.error:
+            raise BackendFailed(f"`{model}` broke off: {said(chunk.error, self._key)}")
+        return chunk
 
     async def models(self) -> list[Model]:
         """The models that this server runs itself and that chat or make vectors, the smallest first."""
@@ -220,7 +242,10 @@ class Server:
         import httpx
         import ollama
 
+        from aiosd.models.plain_http import PlainHttp
+
         self._key = self.endpoint.key()
+        is_plain = self.endpoint.direct and self.url.startswith("http:")
         return ollama.AsyncClient(
             self.url,
             timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
@@ -229,6 +254,7 @@ class Server:
             # A redirect or a proxy could carry private text off the machine.
             follow_redirects=False,
             trust_env=not self.endpoint.direct,
+            transport=PlainHttp() if is_plain else None,
         )
 
     def _authorize(self, request: httpx.Request) -> httpx.Request:
@@ -242,22 +268,19 @@ class Server:
     def _failing(self, model: str) -> Iterator[None]:
         """What the client raises, as BackendFailed."""
         import httpx  # late: it is loaded by the client, which is there by now
-        import ollama
 
         try:
             yield
         except _Refused as exc:
             raise self._refusal(exc, model) from None
-        except ollama.ResponseError as exc:  # an error line under status 200
-            raise BackendFailed(f"`{model}` broke off: {said(str(exc.error), self._key)}") from None
         except (httpx.ConnectError, httpx.ConnectTimeout, ConnectionError):
             raise self.nobody() from None
         except httpx.TimeoutException:
             raise self.endpoint.stalled() from None
         except httpx.HTTPError as exc:
             raise self.endpoint.cut(said(str(exc), self._key) or type(exc).__name__) from None
-        except (ValueError, TypeError, AttributeError) as exc:
-            # What the package raises for a line that is no JSON, and for JSON that is no object.
+        except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as exc:
+            # For a line that is no JSON, and for JSON of another form.
             raise self.endpoint.alien("Ollama", exc) from None
 
     def nobody(self) -> BackendFailed:
@@ -327,8 +350,7 @@ class Ollama:
             raise BackendFailed(f"`{self.model}` {why}", fault="request")
         body = _body(self.model, fitted.request, self.window.tokens)
         async with contextlib.aclosing(self._server.chat(body)) as lines:
-            async for line in lines:
-                chunk = self._server.convert(line, _Chunk)
+            async for chunk in lines:
                 if chunk.remote_host:
                     self.local = False
                 if chunk.message.thinking:
@@ -379,8 +401,8 @@ class Ollama:
         options = {} if self.window.tokens is None else {"num_ctx": self.window.tokens}
         body = {"model": self.model, "messages": [], "keep_alive": KEEP, "options": options}
         async with contextlib.aclosing(self._server.chat(body)) as lines:
-            async for line in lines:
-                self._server.convert(line, _Chunk)
+            async for _ in lines:
+                pass
 
     async def ready(self) -> None:
         """Returns once its client is there. Raises BackendFailed."""
