@@ -60,6 +60,23 @@ def test_the_completions_are_what_the_command_prints(ctl: Ctl, shell: str) -> No
     ).stdout
 
 
+def test_the_profile_for_apparmor_is_one(tmp_path: Path) -> None:
+    parser = shutil.which("apparmor_parser", path=f"{os.environ['PATH']}:/sbin:/usr/sbin")
+    if parser is None:
+        pytest.skip("apparmor_parser is not installed")
+    text = (ROOT / "contrib" / "aiosd.apparmor").read_text()
+    if not Path("/etc/apparmor.d/abi/4.0").exists():  # before 4.0 it knows all of it but `userns`
+        assert text.count("  userns,\n") == 1
+        text = text.replace("<abi/4.0>", "<abi/3.0>").replace("  userns,\n", "")
+    profile = tmp_path / "aiosd"
+    profile.write_text(text)
+    parse = [parser, "--skip-kernel-load", "--skip-cache", "--debug", str(profile)]
+    done = subprocess.run(parse, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = (done.stdout + done.stderr).split("\n")
+    assert "Name:\t\taiosd" in said and "Mode: unconfined" in said, done
+
+
 def test_the_example_config_and_tools_work(tmp_path: Path) -> None:
     home = tmp_path / "home"
     shutil.copytree(ROOT / "contrib" / "tools", home / "tools")

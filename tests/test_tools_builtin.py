@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -13,13 +15,14 @@ from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiosd.records import Command
-from aiosd.tools import builtin, commands, results, syscalls, workspace
+from aiosd.tools import builtin, commands, results, ripgrep, syscalls, workspace
 from aiosd.tools.builtin import (
     clock,
     edit_file,
@@ -308,7 +311,7 @@ def test_a_huge_file_is_refused_and_passed_over(folder: Path) -> None:
         read_file("huge")
     with pytest.raises(workspace.NotText, match="files up to 16777216 bytes"):
         read_file("huge.txt")
-    assert "not searched, being binary, too large or unreadable: 3 files" in search_files("needle")
+    assert "not searched, being too large or unreadable: 2 files" in search_files("needle")
 
 
 def test_files_are_listed_by_name_or_path_and_hidden_folders_are_not(folder: Path) -> None:
@@ -324,9 +327,145 @@ def test_a_search_gives_path_line_and_text_in_any_case(folder: Path) -> None:
     assert search_files("NEEDLE").split("\n") == [
         "README.md:2: two Needle",
         "docs/guide.md:1: a needle here",
-        "[not searched, being binary, too large or unreadable: 1 file]",
     ]
     assert search_files("(.*", "docs") == "[no line contains `(.*`]"
+
+
+needs_rg = pytest.mark.skipif(shutil.which("rg") is None, reason="ripgrep is not installed")
+
+
+def with_and_without(text: str, path: str = ".") -> tuple[str, str]:
+    """What a search gives by ripgrep and by itself."""
+    by_rg = search_files(text, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ripgrep, "files_with", lambda *args: None)
+        return by_rg, search_files(text, path)
+
+
+HOSTILE = (
+    "-e",
+    "--files",
+    "a b",
+    "new\nline",
+    "*",
+    "[x]",
+    "\udcff\udcfe",
+    "tab\t",
+    "..a",
+    "{b,c}",
+    "!no",
+    "\\d",
+)
+
+
+@needs_rg
+@pytest.mark.parametrize("place", ["workspace", ".hidden/workspace"])
+def test_with_ripgrep_a_search_gives_the_same(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / place
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "x").write_text("needle of others\n")
+    for name in HOSTILE:
+        (folder / f"{name}.d").mkdir(parents=True)
+        (folder / name).write_text("the Needle\n")
+        (folder / f"{name}.d" / name).write_text("no\nNEEDLE\n")
+    kinds = {
+        ".dot": b"needle",
+        "crlf": b"a\r\nneedle\r\n\x0cneedle",
+        "latin": b"caf\xe9 needle \xff\n",
+        "bom": b"\xef\xbb\xbfneedle",
+        "utf16": "needle".encode("utf-16"),
+        "binary": b"needle\0",
+        "late": b"x" * 9000 + b"\0needle",
+        "long": b"y" * 100_000 + b"needle" + b"z" * 100_000,
+        "kelvin": "\u212aelvin \u0130n \u017fum \u0131x".encode(),
+        "empty": b"",
+        ".gitignore": b"*\n",
+        ".ignore": b"*\n",
+        ".rgignore": b"*\n",
+        "huge": b"needle" + b"\n" * workspace.MAX_FILE,
+        "closed": b"needle",
+    }
+    for name, content in kinds.items():
+        (folder / name).write_bytes(content)
+    (folder / "closed").chmod(0)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("needle\n")
+    (folder / "inside").symlink_to("a b.d")
+    (folder / "link").symlink_to(outside / "x")
+    (folder / "out").symlink_to(outside)
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe")
+    (tmp_path / "ripgreprc").write_text("--invert-match\n")
+    monkeypatch.setenv("RIPGREP_CONFIG_PATH", str(tmp_path / "ripgreprc"))
+    monkeypatch.chdir(folder)
+    for text in (
+        "needle",
+        "the needle",
+        "k",
+        "i",
+        "s",
+        "sum",
+        "kelvin",
+        "in",
+        "(.*",
+        "\\",
+        "\u0130",
+        "e\n",
+        "x",
+    ):
+        by_rg, alone = with_and_without(text)
+        assert by_rg == alone, text
+    for path in ("a b.d", "inside", "-e.d", "*", "late", ".git", str(folder / "a b")):
+        by_rg, alone = with_and_without("needle", path)
+        assert by_rg == alone, path
+    found = search_files("needle")
+    assert found.count("\n") > 2 * len(HOSTILE) and "others" not in found and ".git" not in found
+
+
+@needs_rg
+@given(
+    files=st.dictionaries(
+        st.text("ab.-*", min_size=1, max_size=4).filter(lambda name: name.strip(".")),
+        st.lists(
+            st.sampled_from(["ab", "AB", "aB\n", "\r\n", "\u0131", "\u212a", "k", "\xe9", "\0", "\x0c"])
+        ).map("".join),
+        max_size=4,
+    ),
+    text=st.text("aBkI*.\xe9", min_size=1, max_size=3),
+)
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_searched_ripgrep_changes_nothing(files: dict[str, str], text: str) -> None:
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for name, content in files.items():
+            Path(name).write_text(content, newline="")
+        by_rg, alone = with_and_without(text)
+        assert by_rg == alone
+
+
+@needs_rg
+def test_what_ripgrep_says_is_in_no_line_of_a_file_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = workspace.read_at
+
+    def watched(at: int, name: str) -> str:
+        read.append(name)
+        return real(at, name)
+
+    monkeypatch.setattr(workspace, "read_at", watched)
+    assert search_files("guide") == "[no line contains `guide`]"
+    assert search_files("needle here") == "docs/guide.md:1: a needle here"
+    assert read == ["guide.md"]
+
+
+def test_python_takes_no_other_letters_for_ours_than_ripgrep_is_told_of() -> None:
+    letters = re.compile("[a-z]", re.IGNORECASE)
+    beyond = {chr(code) for code in range(128, sys.maxunicode + 1) if letters.fullmatch(chr(code))}
+    assert beyond == set("".join(ripgrep.ALSO.values()))
 
 
 def test_lists_and_searches_end_at_their_caps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

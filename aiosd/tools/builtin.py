@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 import msgspec
 
 from aiosd.records import COMMAND_S
-from aiosd.tools import commands, tool, workspace
+from aiosd.tools import commands, ripgrep, tool, workspace
 from aiosd.tools.calculator import calculate
 
 MAX_LINES = 2000
@@ -22,7 +23,7 @@ MAX_FOUND = 200
 MAX_SHOWN = 300
 """Characters of a line that search_files shows."""
 MAX_SEARCHED = 128 * 1024 * 1024
-"""Characters that one search reads."""
+"""Bytes of the files that one search goes through."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -165,7 +166,7 @@ def list_files(path: str = ".", pattern: str = "*") -> str:
 
 @tool(permissions=["read"], read_only=True)
 def search_files(text: Annotated[str, msgspec.Meta(min_length=1)], path: str = ".") -> str:
-    """Finds the lines that contain a text, in any case, in the files of the workspace: `PATH:LINE: text` each.
+    """Finds the lines that contain a text, in any case, in the text files of the workspace: `PATH:LINE: text` each.
 
     Args:
         text: What to find, literally; not a regular expression.
@@ -175,29 +176,35 @@ def search_files(text: Annotated[str, msgspec.Meta(min_length=1)], path: str = "
     found: list[str] = []
     unread = 0
     room = MAX_SEARCHED
+    root = Path.cwd()
+    likely = ripgrep.files_with(text, root, path)
     try:
-        for relative, name, folder in workspace.walk(Path.cwd(), path):
+        for relative, name, folder in workspace.walk(root, path):
             try:
-                content = workspace.read_at(folder, name)
+                room -= workspace.size_at(folder, name)
+                skipped = likely is not None and os.path.join(root, relative) not in likely
+                content = None if skipped else workspace.read_at(folder, name)
+            except workspace.Binary:
+                continue
             except (workspace.NotText, OSError):
                 unread += 1
                 continue
-            found.extend(_matching(wanted, workspace.shown(relative), content, MAX_FOUND + 1 - len(found)))
-            room -= len(content)
+            if content is not None:
+                found.extend(
+                    _matching(wanted, workspace.shown(relative), content, MAX_FOUND + 1 - len(found))
+                )
             if len(found) > MAX_FOUND:
                 found[MAX_FOUND:] = [f"[more than {MAX_FOUND} lines; search a folder or a longer text]"]
                 break
             if room < 0:
-                found.append(f"[stopped at `{workspace.shown(relative)}` after {MAX_SEARCHED} characters]")
+                found.append(f"[stopped at `{workspace.shown(relative)}` after {MAX_SEARCHED} bytes]")
                 break
     except workspace.TooMany as exc:
         found.append(f"[{exc}]")
     if not found:
         found = [f"[no line contains `{text}`]"]
     if unread:
-        found.append(
-            f"[not searched, being binary, too large or unreadable: {unread} file{'s'[: unread != 1]}]"
-        )
+        found.append(f"[not searched, being too large or unreadable: {unread} file{'s'[: unread != 1]}]")
     return "\n".join(found)
 
 

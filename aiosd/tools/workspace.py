@@ -45,6 +45,10 @@ class NotText(ValueError):
     """Not something to read: a folder, a device, a binary, a file too large."""
 
 
+class Binary(NotText):
+    """A file that is no text at all."""
+
+
 class TooMany(Exception):
     """The walk ended before it saw everything."""
 
@@ -128,7 +132,7 @@ def _text(descriptor: int, name: str) -> str:
     with open(descriptor, "rb") as file:
         raw = file.read(MAX_FILE + 1)
         if b"\0" in raw[:8192]:
-            raise NotText(f"`{name}` is a binary file of {os.fstat(file.fileno()).st_size} bytes, not text")
+            raise Binary(f"`{name}` is a binary file of {os.fstat(file.fileno()).st_size} bytes, not text")
         if len(raw) > MAX_FILE:
             size = os.fstat(file.fileno()).st_size
             raise NotText(f"`{name}` has {size} bytes; files up to {MAX_FILE} bytes are read")
@@ -290,6 +294,23 @@ def walk(root: Path, path: str) -> Iterator[tuple[str, str, int]]:
                     yield os.path.normpath(os.path.join(relative, name)), name, here
     finally:
         os.close(descriptor)
+
+
+def real(root: Path, path: str) -> str:
+    """The whole name of what the path names, where that really lies. Raises as `_place`."""
+    root = _top(root, path)
+    with _place(root, path) as (_, relative):
+        return os.path.normpath(os.path.join(os.path.realpath(root), relative))
+
+
+def size_at(folder: int, name: str) -> int:
+    """Bytes of a file of an open folder that could be read. Raises NotText for more than MAX_FILE, OSError."""
+    if not os.access(name, os.R_OK, dir_fd=folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+    if size > MAX_FILE:
+        raise NotText(f"`{shown(name)}` has {size} bytes")
+    return size
 
 
 def is_file(folder: int, name: str) -> bool:
