@@ -39,10 +39,9 @@ from aiosd.state.database import open_database
 from aiosd.tools import host, registry, results
 from aiosd.tools.hosts import MAX_CALLS, Walls
 from aiosd.tools.kernel import KernelTool, kernel_tool
-from aiosd.tools.outputs import MAX_FILES
 from aiosd.tools.packages import Packages, declared
 from aiosd.tools.registry import Registry, open_registry
-from aiosd.tools.results import MAX_TEXT
+from aiosd.tools.results import MAX_FILES, MAX_TEXT
 from tests.daemon import Daemon, Silent
 from tests.processes import Host
 

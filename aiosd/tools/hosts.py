@@ -16,7 +16,7 @@ from aiosd.child import Child, open_child
 from aiosd.errors import DeadlineExceeded, InvalidState, Overloaded
 from aiosd.records import Command, Session
 from aiosd.tools.egress import Egress
-from aiosd.tools.outputs import Outputs
+from aiosd.tools.results import Outputs
 from aiosd.tools.sandbox import PROXY, Out, Plan, Tier
 from aiosd.tools.wire import CAREFUL
 

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,14 +36,14 @@ from aiosd.errors import (
 from aiosd.records import AuditEntry, Session, Tool, ToolResult
 from aiosd.tools import limits, policy
 from aiosd.tools.egress import Egress
+from aiosd.tools.files import Versions, explained, stamp_of, told
 from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles, Walls
 from aiosd.tools.kernel import Caller, KernelTool
 from aiosd.tools.mcp import McpServers
-from aiosd.tools.outputs import Outputs
 from aiosd.tools.packages import Packages, declared
 from aiosd.tools.policy import Verdict
+from aiosd.tools.results import Outputs
 from aiosd.tools.subjects import PATHS, Place, Subject, Unclear, subjects
-from aiosd.tools.versions import Versions, told
 from aiosd.tools.wire import Call, Description, Problem
 
 START_S = 30.0
@@ -346,7 +346,7 @@ class Registry:
 
     async def _described(self) -> UserFiles:
         """The user's files, once what is in them is known."""
-        stamp = _stamp(self._folders)
+        stamp = stamp_of(self._folders)
         if self._files is None or self._is_stale or self._files.stamp != stamp:
             async with self._describing:  # the others wait for the one answer; it has a deadline
                 if self._files is None or self._is_stale or self._files.stamp != stamp:
@@ -371,7 +371,7 @@ class Registry:
             files = msgspec.structs.replace(files, careful=True)
             first = await _ask(files)
         broken = {problem.file for problem in first.problems} | set(awaited)
-        first = _explained(first, missing)
+        first = explained(first, missing)
         await anyio.to_thread.run_sync(versions.keep, sources, broken)
         instead = await anyio.to_thread.run_sync(versions.instead, broken)
         if not instead:
@@ -441,19 +441,6 @@ class Registry:
             logger.warning("tool passed over", extra={"problem": str(problem)})
 
 
-def _explained(description: Description, missing: Mapping[str, str]) -> Description:
-    """With why what a file needs is not there."""
-    problems = [
-        msgspec.structs.replace(each, error=f"{each.error}; {missing[each.file]}")
-        if each.file in missing
-        else each
-        for each in description.problems
-    ]
-    silent = set(missing) - {each.file for each in problems}
-    problems += [Problem(file=file, line=None, error=missing[file]) for file in sorted(silent)]
-    return msgspec.structs.replace(description, problems=tuple(problems))
-
-
 def _refusal(session: Session, ruling: Ruling, by: str, approved: Ruling | None) -> str | None:
     """Why the call is not made: a sentence; None if it may be."""
     match ruling.verdict.decision:
@@ -477,13 +464,3 @@ async def _ask(files: UserFiles) -> Description:
         except (ChildDied, DeadlineExceeded) as exc:
             failure = ToolFailed(f"the tools are not known: {exc}")
     raise failure  # out here: a task group would wrap it
-
-
-def _stamp(folders: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
-    """Changes when a Python file in the folders does; a folder that is not there has none."""
-    stamp = []
-    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
-        with suppress(FileNotFoundError):  # removed since its folder was read, or a link to nothing
-            found = path.stat()
-            stamp.append((str(path), found.st_mtime_ns, found.st_size))
-    return tuple(stamp)

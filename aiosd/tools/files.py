@@ -1,4 +1,4 @@
-"""The last good version of each of the user's tool files, which goes on where a newer one does not load."""
+"""The user's tool files as they are now, and the last good version of each, which goes on where a newer one does not load."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ import msgspec
 from aiosd.tools.wire import Description, Problem
 
 logger = logging.getLogger(__name__)
+
+
+def stamp_of(folders: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Changes when a Python file in the folders does; a folder that is not there has none."""
+    found = []
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
+        with suppress(FileNotFoundError):  # removed since its folder was read, or a link to nothing
+            now = path.stat()
+            found.append((str(path), now.st_mtime_ns, now.st_size))
+    return tuple(found)
 
 
 class Versions:
@@ -65,3 +75,16 @@ def told(first: Description, second: Description, instead: Mapping[str, str]) ->
             problem = msgspec.structs.replace(problem, error=goes_on)
         problems.append(problem)
     return tuple(problems)
+
+
+def explained(description: Description, missing: Mapping[str, str]) -> Description:
+    """With why what a file needs is not there."""
+    problems = [
+        msgspec.structs.replace(each, error=f"{each.error}; {missing[each.file]}")
+        if each.file in missing
+        else each
+        for each in description.problems
+    ]
+    silent = set(missing) - {each.file for each in problems}
+    problems += [Problem(file=file, line=None, error=missing[file]) for file in sorted(silent)]
+    return msgspec.structs.replace(description, problems=tuple(problems))
