@@ -20,8 +20,8 @@ from aiosd.protocol.sessions import SessionList
 from aiosd.protocol.tasks import TaskList
 from aiosd.protocol.tools import AgentList, ToolList
 
-COMPLETE_S = 0.1
-"""Seconds that a shell waits for names."""
+COMPLETE_S = 0.3
+"""Seconds that a shell waits for names: less than who types takes for a stand-still."""
 COMPLETED = 50
 """Most names, the latest."""
 

@@ -14,8 +14,13 @@ from aiosd import config
 from aiosd.models.gguf import Gguf, open_gguf
 
 
+class _Token(msgspec.Struct):
+    has_next_token: bool
+
+
 class _Slot(msgspec.Struct):
     is_processing: bool
+    next_token: tuple[_Token, ...] = ()
 
 
 @asynccontextmanager
@@ -34,8 +39,18 @@ async def serving(path: Path, *, within_s: float = 60, **rest: Any) -> AsyncIter
 
 async def busy(backend: Gguf) -> int:
     """The slots that llama.cpp itself says are at work."""
+    return sum(slot.is_processing for slot in await _slots(backend))
+
+
+async def broken_off(backend: Gguf) -> int:
+    """The slots at rest whose last reply was to go on."""
+    at_rest = (slot for slot in await _slots(backend) if not slot.is_processing)
+    return sum(any(token.has_next_token for token in slot.next_token) for slot in at_rest)
+
+
+async def _slots(backend: Gguf) -> list[_Slot]:
     server = backend._server
     assert server is not None and server.url is not None
     client = await server._client()
     slots = await client.get(server.url.removesuffix("/v1") + "/slots", cast_to=object)
-    return sum(slot.is_processing for slot in msgspec.convert(slots, list[_Slot]))
+    return msgspec.convert(slots, list[_Slot])

@@ -23,19 +23,19 @@ from aiosd.tools import tool
 MB = 1024 * 1024
 
 @tool
-def write(mebibytes: int) -> str:
+def write(mebibytes: int, stays_s: int) -> str:
     for n in range(mebibytes // 8):
         with open(f"many{n}", "wb") as file:
             for _ in range(8):
                 file.write(b"x" * MB)
-    time.sleep(1)
+    time.sleep(stays_s)
     return "written"
 
 @tool
 def allocate(mebibytes: int) -> str:
     with open("sparse", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, mebibytes * MB)
-    time.sleep(1)
+    time.sleep(60)
     return "allocated"
 
 @tool
@@ -97,8 +97,8 @@ def test_a_call_that_fills_the_disk_with_many_files_is_killed(tmp_path: Path, ti
     if "no walls" in (said := calls.call("survives")):
         pytest.skip("this machine lacks these walls")
     assert said == "still here"
-    assert calls.call("write", mebibytes=32) == "written"
-    assert "and was killed; it may have 64" in calls.call("write", mebibytes=240)
+    assert calls.call("write", mebibytes=32, stays_s=1) == "written"
+    assert "and was killed; it may have 64" in calls.call("write", mebibytes=240, stays_s=60)
     assert "and was killed; it may have 64" in calls.call("allocate", mebibytes=128)
     assert calls.call("survives") == "still here"
     calls.close()
