@@ -52,10 +52,14 @@ class Spare(Message, frozen=True, kw_only=True):
     """Stands between the head and the pieces, where there are any."""
     pieces: tuple[str, ...] = ()
     """A line or more each."""
+    refs: tuple[str, ...] = ()
+    """Of a `memory`: the ids of what the pieces say, as long as these."""
 
     def with_pieces(self, pieces: Sequence[str]) -> Spare:
         content = self.head + (self.title + "\n".join(pieces) if pieces else "")
-        return msgspec.structs.replace(self, content=content, pieces=tuple(pieces))
+        return msgspec.structs.replace(
+            self, content=content, pieces=tuple(pieces), refs=self.refs[: len(pieces)]
+        )
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +112,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     abstained: bool = False
     sources: tuple[Source, ...] = ()
     """What a backend that quotes has quoted."""
+    sent: tuple[str, ...] = ()
+    """Of one that generates: ids of the memories that were in the prompt."""
     load_s: float | None = None
     """Loading the model for this request, 0 where it was resident; None where the backend does not say."""
     prompt_s: float | None = None

@@ -377,6 +377,7 @@ class Ollama:
             load_s=_seconds(chunk.load_duration),
             prompt_s=_seconds(chunk.prompt_eval_duration),
             output_s=_seconds(chunk.eval_duration),
+            sent=fitted.memories,
             dropped=self.window.said(fitted.dropped),
             truncated=self.window.read(fitted.size, read),
         )

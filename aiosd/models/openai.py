@@ -143,6 +143,7 @@ class OpenAI:
             usage=usage,
             prompt_s=seconds(timings.prompt_ms),
             output_s=seconds(timings.predicted_ms),
+            sent=fitted.memories,
             dropped=self.window.said(fitted.dropped),
             truncated=self.window.read(fitted.size, usage.input_tokens),
         )

@@ -29,7 +29,7 @@ from aiosd.models.openai import OpenAI
 from aiosd.models.queue import MOST_YIELDS
 from aiosd.models.router import Choice, Standing, way_up
 from aiosd.models.slots import Moved, Seat, Slots
-from aiosd.records import BackendInfo, Candidate, Decision, Priority, Tier
+from aiosd.records import BackendInfo, Candidate, Decision, Priority, Source, Tier
 from aiosd.state.database import Database
 
 logger = logging.getLogger(__name__)
@@ -467,7 +467,7 @@ def _replied(member: Member, got: Got, bill: Bill, decision: Decision) -> Reply:
         stop_reason=done.stop_reason,
         generated=done.generated,
         abstained=done.abstained,
-        sources=done.sources,
+        sources=done.sources or tuple(Source(kind="memory", ref=id, text="") for id in done.sent),
         usage=got.usage,
         cost_usd=bill.usd,
         backend=member.name,

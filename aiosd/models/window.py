@@ -42,6 +42,11 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = ()
     """What was left out, in words: `3 turns`."""
 
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """Ids of those that are in it."""
+        return tuple(ref for m in self.request.messages if isinstance(m, Spare) for ref in m.refs)
+
 
 class Window:
     """One model's window, with what is known of its tokenizer."""

@@ -149,7 +149,9 @@ def as_data(content: str, trust: float) -> str:
 
 
 def sources(params: SessionRun, journal: Sequence[Kept]) -> tuple[Source, ...]:
-    """What a generated answer rests on: what was recalled, given, and found by tools."""
+    """What a generated answer rests on: what was recalled and sent to a model, given, and found by tools."""
+    sent = {s.ref for e in journal if isinstance(e, MessageEvent) for s in e.sources if s.kind == "memory"}
+    memories = [m for m in recalled(journal) if m.memory_id in sent]
     found = [
         Source(kind="tool", ref=e.name, text=e.text)
         for e in journal
@@ -157,7 +159,7 @@ def sources(params: SessionRun, journal: Sequence[Kept]) -> tuple[Source, ...]:
     ]
     return tuple(
         Source(kind=s.kind, ref=s.ref, text=s.text[:QUOTE_CHARS])
-        for s in (*_remembered(recalled(journal)), *_given(params), *found)
+        for s in (*_remembered(memories), *_given(params), *found)
     )
 
 
@@ -182,7 +184,14 @@ def _messages(
     title = "\n\nNotes from memory:\n"
     if any(m.trust < 1 for m in memories):
         title = f"\n\nNotes from memory; {UNTRUSTED}:\n"
-    told = Spare(kind="memory", role="system", content=head, head=head, title=title)
+    told = Spare(
+        kind="memory",
+        role="system",
+        content=head,
+        head=head,
+        title=title,
+        refs=tuple(m.memory_id for m in memories),
+    )
     messages: list[Message] = [told.with_pieces(notes)]
     for turn in _last(turns):
         if turn.role == "assistant":
