@@ -1,6 +1,6 @@
 """How well memory finds what answers a question: evidence recall on LoCoMo, through a real daemon.
 
-Run as `python contrib/bench/locomo.py PATH`, in an environment that has aiosd. PATH is a JSON file of conversations
+Run as `python contrib/bench/locomo.py PATH [--turns] [EMBEDDER...]`, in an environment that has aiosd. PATH is a JSON file of conversations
 made from github.com/snap-research/locomo, whose licence (CC BY-NC 4.0) keeps it out of this repository:
 `{id: {"turns": [{id, session, date, speaker, text}], "questions": [{q, category, evidence: [turn id]}]}}`.
 
@@ -8,6 +8,11 @@ Each turn is one memory, each question one recall. R@k is the share of a questio
 that of the order, both averaged over the questions of categories 1 to 4 (5 is adversarial). A row for every
 conversation as a user of its own, their mean, and all conversations as one user; then the same asked by a fresh
 session, after a run in each of the others and their end, which consolidates them. With the weights of the embedder, and without. On the way: texts remembered a second, milliseconds a recall, and MB of the daemon and its worker.
+
+With --turns the conversations are held instead: what one of the two says is a task, what the other answers a model's reply
+(from a double of Ollama). Their sessions are closed, which consolidates them, and a fresh session of the same user asks. A
+turn is found by the memory of its run, of which each says two turns, or by a summary that has its words; once with all of
+them, and once with those of runs alone. What it lacks beside notes are dates and speakers.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from anyio.from_thread import start_blocking_portal
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from aiosctl.client import Client
@@ -31,6 +38,8 @@ from aiosd.protocol.sessions import SessionClose, SessionCreate, SessionRun
 from aiosd.protocol.system import SystemInfo
 from contrib.bench.idle import rss_mb
 from tests.daemon import Daemon
+from tests.doubles.http_double import Script
+from tests.doubles.ollama_double import OllamaDouble
 
 Row = tuple[float, float, float]
 """R@5, R@10, nDCG@10."""
@@ -116,6 +125,73 @@ def _print(what: str, row: Row, more: str = "") -> None:
     print("{:24} {:6.3f} {:6.3f} {:8.3f}".format(what, *row), more, flush=True)
 
 
+def hold(client: Client, double: OllamaDouble, user: str, turns: list[dict[str, Any]]) -> dict[str, str]:
+    """The conversation in runs, two turns each, in a session for each of its own, which is closed after them. What was
+    said in each run, by the source of its memory."""
+    runs: dict[str, str] = {}
+    for said in _sessions(turns):
+        session = client.call(SessionCreate(user_id=user, permissions=("memory",))).session_id
+        for first in range(0, len(said), 2):
+            task, reply = (_line(turn) for turn in (said[first], said[min(first + 1, len(said) - 1)]))
+            double.script = Script(text=(reply,))
+            run = SessionRun(session_id=session, task=task, backend="near", tools=())
+            done = client.call(run, timeout_s=None)
+            runs[f"task:{done.task_id}"] = f"{task} {reply}"
+        client.call(SessionClose(session_id=session))
+    return runs
+
+
+def _line(turn: dict[str, Any]) -> str:
+    return f"{turn['speaker']}: {' '.join(turn['text'].split())}"
+
+
+def _of_turns(found: list[str], evidence: list[str]) -> Row:
+    """By the words of what was found; a turn counts where it is found first."""
+    left = set(evidence)
+    hits = []
+    for text in found[:10]:
+        here = {turn for turn in left if turn in text}
+        left -= here
+        hits.append(len(here))
+    gains = [1 / math.log2(place + 2) for place in range(10)]
+    gained = sum(gain for gain, hit in zip(gains, hits, strict=False) if hit)
+    places = sum(map(bool, hits)) or 1
+    return sum(hits[:5]) / len(evidence), sum(hits) / len(evidence), gained / sum(gains[:places])
+
+
+def measure_turns(data: dict[str, Any], embedder: str) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(OllamaDouble()) as double,
+    ):
+        config = (
+            f'[memory]\nembedder = "{embedder}"\n[models.tiers]\nfast = ["extractive"]\n'
+            f'[models.backends.near]\nkind = "ollama"\nmodel = "small"\nurl = "{double.url}"\n'
+        )
+        with Daemon(Path(folder) / "home", config=config) as daemon, Client(daemon.socket) as client:
+            rows: dict[str, list[Row]] = {"runs and summaries": [], "runs alone": []}
+            for name, conversation in data.items():
+                runs = hold(client, double, name, conversation["turns"])
+                line_of = {turn["id"]: _line(turn) for turn in conversation["turns"]}
+                fresh = client.call(SessionCreate(user_id=name, permissions=("memory",))).session_id
+                for question in _questions(conversation):
+                    asked = MemoryRecall(query=question["q"], session_id=fresh, n=NAMED)
+                    found = client.call(asked).memories
+                    evidence = [line_of[turn] for turn in question["evidence"]]
+                    for what, kinds in (
+                        ("runs and summaries", ("task", "summary")),
+                        ("runs alone", ("task",)),
+                    ):
+                        texts = [
+                            runs.get(m.source, " ".join(m.content.split())) for m in found if m.kind in kinds
+                        ]
+                        rows[what].append(_of_turns(texts, evidence))
+                _print(name, _mean(rows["runs and summaries"]))
+            for what, own in rows.items():
+                _print(what, _mean(own))
+
+
 def measure(data: dict[str, Any], embedder: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         daemon = Daemon(Path(folder) / "home", config=f'[memory]\nembedder = "{embedder}"\n')
@@ -154,9 +230,10 @@ def measure(data: dict[str, Any], embedder: str) -> None:
 
 def main() -> None:
     data = json.loads(Path(sys.argv[1]).read_text())
-    for embedder in sys.argv[2:] or ("none", "minilm"):
+    embedders = [each for each in sys.argv[2:] if each != "--turns"]
+    for embedder in embedders or ("none", "minilm"):
         print(f"{'embedder ' + embedder:24} {'R@5':>6} {'R@10':>6} {'nDCG@10':>8}")
-        measure(data, embedder)
+        (measure_turns if "--turns" in sys.argv else measure)(data, embedder)
 
 
 if __name__ == "__main__":
