@@ -219,15 +219,15 @@ async def test_cancel_closes_the_models_stream_and_keeps_what_there_was(tmp_path
         with anyio.fail_after(60):
             with Daemon(tmp_path / "home", config(model)) as daemon:
                 session = await aside(daemon.session)
-                task = await aside(lambda: daemon.start_task(session, "Count"))
                 async with await anyio.connect_unix(daemon.socket) as stream:
-                    attach = framing.request(1, "task.attach", {"task_id": task.task_id})
-                    await stream.send(attach)
+                    params = {"session_id": session.session_id, "task": "Count", "stream": True}
+                    await stream.send(framing.request(1, "session.run", params))
                     heard = b""
                     while b"half" not in heard:
                         heard += await stream.receive()
-                cancelled = await aside(lambda: daemon.call(TaskCancel(task_id=task.task_id)))
-                await model.dropped.wait()
+                    task_id = json.loads(heard.splitlines()[0])["params"]["task_id"]
+                    cancelled = await aside(lambda: daemon.call(TaskCancel(task_id=task_id)))
+                    await model.dropped.wait()
     assert cancelled.state == "cancelled"
     assert cancelled.error is not None
     assert cancelled.error["data"]["result"]["result"] == "half"
