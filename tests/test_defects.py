@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,37 +40,39 @@ def deploy(service: str, replicas: int = 1) -> str:
 '''
 
 
-@pytest.fixture
-def tools(tmp_path: Path) -> Path:
-    folder = tmp_path / "home" / "tools"
-    folder.mkdir(parents=True)
-    (folder / "deploy.py").write_text(USER_TOOLS)
-    return folder
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One with a tool of its user's, for what asks nothing of its start."""
+    home = tmp_path_factory.mktemp("defects") / "home"
+    (home / "tools").mkdir(parents=True)
+    (home / "tools" / "deploy.py").write_text(USER_TOOLS)
+    with Daemon(home) as running:
+        yield running
 
 
-def test_1_a_decorated_tool_with_permissions_registers(tools: Path, daemon: Daemon) -> None:
-    assert daemon.call(ToolGet(name="deploy")).permissions == ("deploy",)
+def test_1_a_decorated_tool_with_permissions_registers(shared: Daemon) -> None:
+    assert shared.call(ToolGet(name="deploy")).permissions == ("deploy",)
 
 
-def test_2_a_tools_schema_has_its_parameters(tools: Path, daemon: Daemon) -> None:
-    schema = daemon.call(ToolGet(name="deploy")).input_schema
+def test_2_a_tools_schema_has_its_parameters(shared: Daemon) -> None:
+    schema = shared.call(ToolGet(name="deploy")).input_schema
     assert schema["properties"]["service"] == {"type": "string", "description": "Its name."}
     assert schema["required"] == ["service"]
 
 
-def test_3_a_rate_limit_of_one_lets_one_call_through(tools: Path, daemon: Daemon) -> None:
-    session = daemon.session(permissions=("deploy",))
+def test_3_a_rate_limit_of_one_lets_one_call_through(shared: Daemon) -> None:
+    session = shared.session(permissions=("deploy",))
     call = ToolCall(session_id=session.session_id, name="deploy", arguments={"service": "a"})
-    assert daemon.call(call).content[0].text == "a x 1"
+    assert shared.call(call).content[0].text == "a x 1"
     for _ in range(49):
         with pytest.raises(RateLimited) as caught:
-            daemon.call(call)
+            shared.call(call)
     assert 0 < caught.value.data["retry_after_s"] <= 60
 
 
-def test_4_capable_without_a_model_is_a_typed_error_that_names_the_ways_out(daemon: Daemon) -> None:
+def test_4_capable_without_a_model_is_a_typed_error_that_names_the_ways_out(shared: Daemon) -> None:
     with pytest.raises(NoModelFits) as caught:
-        daemon.run(daemon.session(), "Prove it", tier="capable")
+        shared.run(shared.session(), "Prove it", tier="capable")
     assert "capable" in str(caught.value)
     assert caught.value.hint
 
@@ -98,36 +101,36 @@ def test_6_a_latency_budget_steers_away_from_what_is_too_slow(tmp_path: Path) ->
     assert rejected.backend == "small" and "100 ms" in str(rejected.rejected)
 
 
-def test_7_the_tools_a_session_may_use_reach_the_model(daemon: Daemon) -> None:
-    result = daemon.run(daemon.session(permissions=()), "What is 12 * (3 + 4)?")
+def test_7_the_tools_a_session_may_use_reach_the_model(shared: Daemon) -> None:
+    result = shared.run(shared.session(permissions=()), "What is 12 * (3 + 4)?")
     assert (result.result, result.sources[0].kind, result.sources[0].ref) == ("84", "tool", "calculator")
 
 
-def test_8_a_caller_cannot_name_its_own_permissions(tools: Path, daemon: Daemon) -> None:
-    session = daemon.session(permissions=("read",))
+def test_8_a_caller_cannot_name_its_own_permissions(shared: Daemon) -> None:
+    session = shared.session(permissions=("read",))
     with pytest.raises(PermissionDenied, match="deploy"):
-        daemon.call(ToolCall(session_id=session.session_id, name="deploy", arguments={"service": "a"}))
+        shared.call(ToolCall(session_id=session.session_id, name="deploy", arguments={"service": "a"}))
     wider = b'{"session_id": "%s", "task": "x", "permissions": ["*"]}' % session.session_id.encode()
-    answer = daemon.raw(framing.request(1, "session.run", msgspec.Raw(wider)))
+    answer = shared.raw(framing.request(1, "session.run", msgspec.Raw(wider)))
     assert b'"code":-32602' in answer and b"permissions" in answer
 
 
-def test_8_the_socket_is_its_owners_alone(daemon: Daemon) -> None:
-    assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
-    assert stat.S_IMODE(daemon.socket.parent.stat().st_mode) == 0o700
-    assert stat.S_IMODE((daemon.home / "data").stat().st_mode) == 0o700
+def test_8_the_socket_is_its_owners_alone(shared: Daemon) -> None:
+    assert stat.S_IMODE(shared.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(shared.socket.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE((shared.home / "data").stat().st_mode) == 0o700
 
 
-def test_9_a_session_that_never_was_is_not_found(daemon: Daemon) -> None:
+def test_9_a_session_that_never_was_is_not_found(shared: Daemon) -> None:
     for made_up in ("00000000-0000-4000-8000-000000000000", "never-created", ""):
         with pytest.raises(NotFound):
-            daemon.call(SessionRun(session_id=made_up, task="hello"))
+            shared.call(SessionRun(session_id=made_up, task="hello"))
 
 
-def test_10_a_task_of_70_kb_runs(daemon: Daemon) -> None:
+def test_10_a_task_of_70_kb_runs(shared: Daemon) -> None:
     text = "The pump runs at 1500 rpm. " + "Nothing of note happened. " * 2700
     assert len(text) > 70_000
-    result = daemon.run(daemon.session(), text)
+    result = shared.run(shared.session(), text)
     assert result.state == "completed"
 
 
@@ -180,13 +183,13 @@ def test_13_forty_parallel_runs_all_complete_and_are_all_kept(daemon: Daemon) ->
     assert len({m.memory_id for m in kept}) == 40
 
 
-def test_14_recall_is_always_somebodys(daemon: Daemon) -> None:
-    mine, theirs = daemon.session(user_id="ann"), daemon.session(user_id="bob")
-    daemon.call(MemoryRemember(session_id=mine.session_id, content="Ann's badge number is 17"))
-    daemon.call(MemoryRemember(session_id=theirs.session_id, content="Bob's badge number is 18"))
+def test_14_recall_is_always_somebodys(shared: Daemon) -> None:
+    mine, theirs = shared.session(user_id="ann"), shared.session(user_id="bob")
+    shared.call(MemoryRemember(session_id=mine.session_id, content="Ann's badge number is 17"))
+    shared.call(MemoryRemember(session_id=theirs.session_id, content="Bob's badge number is 18"))
     with pytest.raises(InvalidParams, match="exactly one"):
-        daemon.call(MemoryRecall(query="badge number"))
-    found = daemon.call(MemoryRecall(session_id=theirs.session_id, query="badge number")).memories
+        shared.call(MemoryRecall(query="badge number"))
+    found = shared.call(MemoryRecall(session_id=theirs.session_id, query="badge number")).memories
     assert [m.content for m in found] == ["Bob's badge number is 18"]
 
 
