@@ -9,8 +9,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ from aiosd.errors import AiosError
 from aiosd.protocol.memory import MemoryExport, MemoryRecall, MemoryRemember
 from tests.daemon import Daemon
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 CONFIG = '[memory]\nembedder = "none"\n'
 KILLS = 100
@@ -86,45 +86,56 @@ def caught_up(daemon: Daemon, session_id: str, there: list[tuple[str, str]]) -> 
         assert time.monotonic() < deadline
 
 
-def check(daemon: Daemon, writer: Writer) -> None:
-    """Nothing acknowledged is lost, nothing is there twice, and recall is what a fresh index gives."""
+QUERIES = 12
+
+
+def checked(daemon: Daemon, writer: Writer) -> None:
+    """Starts it again: nothing acknowledged is lost, nothing is there twice, and recall is what a fresh index gives."""
+    fresh = Daemon(daemon.home.with_name(f"{daemon.home.name}-fresh"), CONFIG)
+    shutil.copytree(daemon.home / "data", fresh.home / "data", ignore=shutil.ignore_patterns("index"))
+    daemon.start()
     there = kept(daemon)
     assert writer.acknowledged.items() <= dict(there).items()
     assert len(there) == len({text for _, text in there})
     assert {text for _, text in there} <= writer.given
-    texts = random.sample([text for _, text in there], min(40, len(there)))
+    texts = random.sample([text for _, text in there], min(QUERIES, len(there)))
     queries = [text.split()[2] for text in texts] + [" ".join(text.split()[:2]) for text in texts]
     caught_up(daemon, writer.session_id, there)
-    before = recalls(daemon, writer.session_id, queries)
-    assert all(before)
-    daemon.stop()
-    shutil.rmtree(daemon.home / "data" / "index")
-    daemon.start()
-    caught_up(daemon, writer.session_id, there)
-    assert recalls(daemon, writer.session_id, queries) == before
+    after = recalls(daemon, writer.session_id, queries)
+    assert all(after)
+    with fresh:
+        caught_up(fresh, writer.session_id, there)
+        assert recalls(fresh, writer.session_id, queries) == after
+    shutil.rmtree(fresh.home)
 
 
 def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path, CONFIG).start()
-    try:
+    with Daemon(tmp_path / "home", CONFIG) as daemon:
         writer = Writer(daemon, daemon.session().session_id)
         for number in range(KILLS):
-            writing = [threading.Thread(target=writer.write) for _ in range(3)]
-            for thread in writing:
-                thread.start()
-            for _ in range(random.randrange(1, 40)):
-                assert writer.count.acquire(timeout=60)
-            if number % 2 and (worker := worker_of(daemon)) is not None:
-                os.kill(worker, signal.SIGKILL)
-                for _ in range(random.randrange(1, 20)):  # the daemon goes on without it
-                    assert writer.count.acquire(timeout=60)
-            daemon.kill()
-            for thread in writing:
-                thread.join(60)
-            daemon.start()
-        check(daemon, writer)
+            with writing(writer):
+                if number % 2 and (worker := worker_of(daemon)) is not None:
+                    os.kill(worker, signal.SIGKILL)
+                    for _ in range(random.randrange(1, 20)):  # the daemon goes on without it
+                        assert writer.count.acquire(timeout=60)
+                daemon.kill()
+            checked(daemon, writer)
+
+
+@contextmanager
+def writing(writer: Writer) -> Iterator[None]:
+    """Three at once, which are in the middle of it within, and have heard of the daemon's end after."""
+    threads = [threading.Thread(target=writer.write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(random.randrange(1, 40)):
+            assert writer.count.acquire(timeout=60)
+        yield
     finally:
-        daemon.kill()
+        writer.daemon.kill()
+        for thread in threads:
+            thread.join(60)
 
 
 # --- a power cut ---------------------------------------------------------------------------------------
@@ -188,33 +199,20 @@ def preload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_power_cut_loses_nothing_that_was_acknowledged(tmp_path: Path, preload: Path) -> None:
-    home = tmp_path / "0"
-    daemon = Daemon(home, CONFIG).start()
-    writer = Writer(daemon, daemon.session().session_id)
-    daemon.stop()
+    with Daemon(tmp_path / "0", CONFIG) as daemon:
+        writer = Writer(daemon, daemon.session().session_id)
+        daemon.stop()
     for number in range(CUTS):
         home, left = tmp_path / str(number), tmp_path / str(number + 1)
         shutil.copytree(home, left, ignore=shutil.ignore_patterns("run"))  # all of it is on the disk by now
         environ = {"LD_PRELOAD": str(preload), "SYNCED_FROM": str(home), "SYNCED_TO": str(left)}
-        daemon = writer.daemon = watched(home, environ)
-        writing = [threading.Thread(target=writer.write) for _ in range(3)]
-        for thread in writing:
-            thread.start()
-        for _ in range(random.randrange(1, 400)):
-            assert writer.count.acquire(timeout=60)
-        daemon.kill()
-        for thread in writing:
-            thread.join(60)
-        daemon = Daemon(left, CONFIG).start()  # what the cut has left
-        there = dict(kept(daemon))
-        assert writer.acknowledged.items() <= there.items()
-        daemon.stop()
-    daemon.start()
-    try:
-        check(daemon, writer)
-    finally:
-        daemon.kill()
-
-
-def watched(home: Path, environ: Mapping[str, str]) -> Daemon:
-    return Daemon(home, CONFIG, environ).start()
+        with Daemon(home, CONFIG, environ) as writer.daemon, writing(writer):
+            for _ in range(random.randrange(1, 400)):
+                assert writer.count.acquire(timeout=60)
+            writer.daemon.kill()
+        what_is_left = Daemon(left, CONFIG)
+        try:
+            checked(what_is_left, writer)
+            what_is_left.stop()
+        finally:
+            what_is_left.kill()
