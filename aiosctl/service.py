@@ -16,8 +16,8 @@ import typer
 
 from aiosctl import render
 from aiosctl.client import Client
-from aiosctl.start import systemctl
-from aiosctl.verb import Verb, globals_of, noun
+from aiosctl.start import has_unit, systemctl
+from aiosctl.verb import Verb, connect, globals_of, noun
 from aiosd.errors import AiosError, InvalidState
 from aiosd.paths import paths, socket_path
 from aiosd.protocol.system import SystemPing, SystemShutdown
@@ -98,24 +98,28 @@ def uninstall(ctx: typer.Context) -> None:
 
 @app.command("start", cls=Verb)
 def start(ctx: typer.Context) -> None:
-    """Start the service and its socket.
+    """Start the service and its socket; without one, the daemon itself.
 
     \b
     aiosctl service start
     """
-    _installed()
+    if not _is_managed():
+        with connect(ctx):
+            return
     systemctl("reset-failed", *UNITS)  # its starts count anew
     _checked("start", *UNITS)
 
 
 @app.command("stop", cls=Verb)
 def stop(ctx: typer.Context) -> None:
-    """Stop the service and its socket. Open tasks go on with the next start.
+    """Stop the service and its socket, or the daemon that was started by hand. Open tasks go on with the next start.
 
     \b
     aiosctl service stop
     """
-    _installed()
+    if not _is_managed():
+        _stop_by_hand()
+        return
     _checked("stop", *UNITS)
 
 
@@ -126,7 +130,10 @@ def restart(ctx: typer.Context) -> None:
     \b
     aiosctl service restart
     """
-    _installed()
+    if not _is_managed():
+        _stop_by_hand()
+        with connect(ctx):
+            return
     systemctl("reset-failed", *UNITS)
     _checked("restart", SERVICE)
 
@@ -211,6 +218,11 @@ def _systemd() -> int:
         f"no systemd user manager: {why}; without one aiosctl starts the daemon itself, and cron can at boot",
         hint=f'(crontab -l; echo "@reboot {shutil.which("aiosd") or f"{sys.executable} -m aiosd"}") | crontab -',
     )
+
+
+def _is_managed() -> bool:
+    """systemd has the socket that these commands are about."""
+    return has_unit(socket_path(), os.environ)
 
 
 def _installed() -> None:

@@ -7,6 +7,7 @@ import faulthandler
 import logging
 import os
 import sys
+from typing import NoReturn
 
 import msgspec
 
@@ -29,8 +30,23 @@ def main() -> None:
         else:
             _run(options.socket)
     except AiosError as exc:
-        logging.getLogger("aiosd").error("%s", exc, extra={"hint": exc.hint} if exc.hint else {})
-        sys.exit(exc.exit_status)
+        _end(exc)
+    except BaseExceptionGroup as group:  # of what was open already
+        if not isinstance(foreseen := _only(group), AiosError):
+            raise
+        _end(foreseen)
+
+
+def _only(exc: BaseException) -> BaseException:
+    """What is in a group of one, and of one in that."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _end(exc: AiosError) -> NoReturn:
+    logging.getLogger("aiosd").error("%s", exc, extra={"hint": exc.hint} if exc.hint else {})
+    sys.exit(exc.exit_status)
 
 
 def _run(socket: str | None) -> None:

@@ -248,6 +248,8 @@ def weights_of(config: Config, environ: Mapping[str, str]) -> Path | None:
             f"memory.embedder is minilm, and the weights of {weights.MODEL} are not here",
             hint=weights.INSTALL,
         )
+    if config.memory.embedder == "minilm" and found is not None:
+        weights.check(found)
     return found
 
 

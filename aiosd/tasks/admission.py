@@ -1,4 +1,4 @@
-"""Who is let in: what a new session is, settled once for its life, and whether there is room for a task more."""
+"""Who is let in: what a new session is, settled once for its life, what a run may ask, and whether there is room for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 from aiosd.config import Config
 from aiosd.errors import InvalidParams, Overloaded
 from aiosd.paths import user_name
-from aiosd.protocol.sessions import SessionCreate
+from aiosd.protocol.sessions import SessionCreate, SessionRun
 from aiosd.records import Session
 from aiosd.tools.policy import check_permissions
 
 MAX_TITLE = 200
 """Characters."""
+
+MAX_TASK = 100_000
+"""Characters of a task. What is longer is an input."""
 
 MAX_OPEN = 1000
 """Tasks that may be open at once."""
@@ -31,6 +34,23 @@ def check_room(open_of: Mapping[str, int], user_id: str) -> None:
         raise Overloaded(
             f"{user_id} has {MAX_OPEN_OF_USER} tasks open; wait until one ends", hint="aiosctl ps"
         )
+
+
+def check(params: SessionRun) -> None:
+    """What no type says of a run. Raises InvalidParams."""
+    if not params.task.strip():
+        raise InvalidParams("task: expected some text")
+    if len(params.task) > MAX_TASK:
+        raise InvalidParams(
+            f"task: {len(params.task)} characters; at most {MAX_TASK}, give the rest as an input",
+            hint="aiosctl run -f FILE ...",
+        )
+    for name in ("max_tokens", "max_total_tokens", "max_steps", "latency_budget_ms", "timeout_s"):
+        value = getattr(params, name)
+        if value is not None and not value > 0:
+            raise InvalidParams(f"{name}: expected a number above 0, got {value}")
+    if params.max_usd is not None and not params.max_usd >= 0:
+        raise InvalidParams(f"max_usd: expected dollars, 0 or more, got {params.max_usd}")
 
 
 def admit(

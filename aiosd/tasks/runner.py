@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Protocol
+from itertools import count
 from uuid import uuid4
 
 import anyio
 from anyio.abc import TaskGroup
 
 from aiosd import tally, telemetry
+from aiosd.child import backoff_s
 from aiosd.errors import (
     AiosError,
     DeadlineExceeded,
@@ -41,18 +42,16 @@ from aiosd.records import (
 )
 from aiosd.state import sessions, tasks
 from aiosd.state.database import Connection
+from aiosd.state.upgrade import LedgerFailed
 from aiosd.tasks import context, descent, steps, upkeep
-from aiosd.tasks.admission import check_room
+from aiosd.tasks.admission import check, check_room
 from aiosd.tasks.agent import Agent
 from aiosd.tasks.descent import Wish
 from aiosd.tasks.hands import Hands
-from aiosd.tasks.trace import spans
+from aiosd.tasks.trace import EXPORT_S, Export, spans
 from aiosd.tools.kernel import Caller
 
 logger = logging.getLogger(__name__)
-
-MAX_TASK = 100_000
-"""Characters of a task. What is longer is an input."""
 
 
 class Run:
@@ -66,24 +65,13 @@ class Run:
         """By a caller; a daemon that stops ends the run too, but leaves the task open."""
 
 
-EXPORT_S = 2.0
-"""For reading the journal of a task that has ended."""
-
-
-class Export(Protocol):
-    """Given each task that has ended, with where its time went."""
-
-    content: bool
-    """Whether it wants texts too, of tasks that nothing private came into."""
-
-    def __call__(self, task: Task, spans: Sequence[Span]) -> None: ...
-
-
 class Runner:
     def __init__(self, hands: Hands, running: TaskGroup) -> None:
         self._hands = hands
         self._running = running
         self._runs: dict[str, Run] = {}
+        self._stuck: dict[str, LedgerFailed] = {}
+        """By task, why nobody works on it until the ledger takes a write again."""
         self._resolving: set[str] = set()
         self.export: Export | None = None
 
@@ -100,7 +88,7 @@ class Runner:
         """The task, once its row is on the disk. With an idempotency_key seen before, the task it made.
 
         Raises NotFound, InvalidState for a closed session, InvalidParams, Overloaded."""
-        _check(params)
+        check(params)
         params = self._hands.registry.audit.secrets.masked(params)
         open_of = self._open_of()
         task_id = str(uuid4())
@@ -277,7 +265,7 @@ class Runner:
             run.cancelled = True
             run.scope.cancel()
             await run.ended.wait()
-        elif task.state == "input_required":
+        elif task.state == "input_required" or self._stuck.pop(task.task_id, None) is not None:
             below = await self._end_children(task)
             agent, _ = await self._reopen(task)
             await agent.cancel(below)
@@ -331,6 +319,8 @@ class Runner:
                 raise DeadlineExceeded(f"the task still runs after {timeout_s:g} s", task_id=task_id)
             if run.agent.result is not None:
                 return run.agent.result
+        if (stuck := self._stuck.get(task_id)) is not None:
+            raise stuck
         return _outcome(await self._get(task_id))
 
     async def watch(self, task_id: str, after_seq: int = 0) -> AsyncIterator[AnyEvent]:
@@ -408,12 +398,23 @@ class Runner:
                 if run.agent.state != "completed":
                     await self._end_children(task)
                 await self._close(task)
+        except LedgerFailed as exc:
+            logger.error(
+                "a task waits until the ledger can be written",
+                extra={"task_id": task.task_id, "why": str(exc)},
+            )
+            self._stuck[task.task_id] = exc
+            self._running.start_soon(self._take_up, task.task_id, name=f"task {task.number} waits")
         except AiosError:
             logger.exception("the end of a task could not be kept", extra={"task_id": task.task_id})
         finally:
             tally.TASKS.add(time.monotonic() - began, run.agent.state)
             del self._runs[task.task_id]
             run.ended.set()
+            if task.task_id in self._stuck:
+                self._hands.broker.wake(
+                    task.task_id
+                )  # a last event, which its watchers wait for, was not kept
         if self.export is not None and run.agent.state in ENDED:
             content = self.export.content and run.agent.privacy == "any"
             try:
@@ -421,6 +422,22 @@ class Runner:
                     self.export(*await self.trace(task.task_id, content=content))
             except AiosError:
                 logger.exception("a trace could not be read", extra={"task_id": task.task_id})
+
+    async def _take_up(self, task_id: str) -> None:
+        """Goes on with a task from where its journal ends, once the ledger takes a write again."""
+        for tries in count(2):
+            await anyio.sleep(backoff_s(tries))
+            try:
+                task = await self._hands.database.write(lambda c: tasks.touch(c, task_id))
+                agent, journal = await self._reopen(task)
+            except LedgerFailed:
+                continue
+            except AiosError:  # it was cancelled or deleted meanwhile
+                self._stuck.pop(task_id, None)
+                return
+            if self._stuck.pop(task_id, None) is not None:
+                self._go(task, agent, journal)
+            return
 
     async def trace(self, task_id: str, *, content: bool = False) -> tuple[Task, tuple[Span, ...]]:
         """The task and where its time went. Raises NotFound."""
@@ -450,22 +467,6 @@ async def open_runner(hands: Hands) -> AsyncIterator[Runner]:
     async with anyio.create_task_group() as running:
         yield Runner(hands, running)
         running.cancel_scope.cancel()
-
-
-def _check(params: SessionRun) -> None:
-    if not params.task.strip():
-        raise InvalidParams("task: expected some text")
-    if len(params.task) > MAX_TASK:
-        raise InvalidParams(
-            f"task: {len(params.task)} characters; at most {MAX_TASK}, give the rest as an input",
-            hint="aiosctl run -f FILE ...",
-        )
-    for name in ("max_tokens", "max_total_tokens", "max_steps", "latency_budget_ms", "timeout_s"):
-        value = getattr(params, name)
-        if value is not None and not value > 0:
-            raise InvalidParams(f"{name}: expected a number above 0, got {value}")
-    if params.max_usd is not None and not params.max_usd >= 0:
-        raise InvalidParams(f"max_usd: expected dollars, 0 or more, got {params.max_usd}")
 
 
 def _outcome(task: Task) -> TaskResult:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -31,6 +31,18 @@ from aiosd.records import (
 from aiosd.tasks import steps
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
+
+EXPORT_S = 2.0
+"""For reading the journal of a task that has ended."""
+
+
+class Export(Protocol):
+    """Given each task that has ended, with where its time went."""
+
+    content: bool
+    """Whether it wants texts too, of tasks that nothing private came into."""
+
+    def __call__(self, task: Task, spans: Sequence[Span]) -> None: ...
 
 
 def spans(
