@@ -15,7 +15,7 @@ from aiosctl import render, resolve
 from aiosctl.options import AgentName, Backend, OfSession
 from aiosctl.quick import here, title
 from aiosctl.run import watched
-from aiosctl.verb import connect
+from aiosctl.verb import complain, connect, globals_of
 from aiosd.errors import AiosError, InvalidParams
 from aiosd.paths import paths
 from aiosd.protocol.sessions import SessionCreate, SessionRun
@@ -49,12 +49,13 @@ def chat(
     backend: Backend = None,
 ) -> None:
     """Talk in one session, a task a line. Ctrl-C cancels an answer, Ctrl-D ends; Up and Ctrl-R find earlier lines.
+    With --json each answer is a document of its own, on one line.
 
     \b
     aiosctl chat
     aiosctl chat -c --tier capable
     """
-    workspace = here()
+    workspace, json = here(), globals_of(ctx).json
     if session_id and (agent or write or private):
         raise InvalidParams("--agent, --write and --private are for a new session")
     with connect(ctx) as client:
@@ -78,9 +79,9 @@ def chat(
                     params = SessionRun(
                         session_id=session_id, task=words, tier=tier, backend=backend, stream=True
                     )
-                    watched(client, params, quiet=False)
+                    watched(client, params, json=json)
             except AiosError as exc:
-                render.complaint(str(exc), exc.hint)
+                complain(exc, json=json)
 
 
 def _lines() -> Iterator[str]:

@@ -8,20 +8,18 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-import msgspec
 import typer
 from typer._click.core import Command, Context
-from typer._click.exceptions import ClickException  # what every usage error is; typer 0.26 exports only some
+from typer._click.exceptions import ClickException, UsageError  # typer 0.26 exports only some
 from typer._click.formatting import HelpFormatter
 from typer._click.shell_completion import CompletionItem
 
 from aiosctl import completion
-from aiosctl.client import ErrorObject, NotOurProtocol
+from aiosctl.client import NotOurProtocol
 from aiosctl.quick import Handed
 from aiosctl.render import complaint
-from aiosctl.verb import Globals, Group, Verb, noun
-from aiosd.errors import AiosError, InternalError, InvalidParams, MethodNotFound
-from aiosd.paths import paths
+from aiosctl.verb import Globals, Group, Verb, complain, noun
+from aiosd.errors import AiosError, InvalidParams, MethodNotFound
 
 COMMANDS = {
     "run": ("run:run", "Run a task and print its answer."),
@@ -95,6 +93,16 @@ class Root(Group):
             command = typer.main.get_command(alone)
         command.name = cmd_name
         return command
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except UsageError as exc:
+            from difflib import get_close_matches  # late: for a slip of the finger
+
+            if near := get_close_matches(args[0], COMMANDS):
+                exc.message += f" Did you mean {near[0]!r}?"
+            raise
 
     def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
         named = [CompletionItem(n, help=h) for n, (_, h) in COMMANDS.items() if n.startswith(incomplete)]
@@ -201,12 +209,7 @@ def _failed(exc: AiosError, given: Globals) -> int:
         import traceback  # late: 4 ms
 
         traceback.print_exception(exc)
-    if given.json:
-        wire = exc.__cause__.error if isinstance(exc.__cause__, ErrorObject) else exc.to_wire()
-        sys.stderr.write(msgspec.json.encode(wire).decode() + "\n")
-    else:
-        bug = f"tail {paths().log}" if isinstance(exc, InternalError) else None
-        complaint(str(exc) or type(exc).__name__, exc.hint or bug)
+    complain(exc, json=given.json)
     return exc.exit_status
 
 

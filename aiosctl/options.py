@@ -30,10 +30,10 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0
 
 
 def seconds(text: str) -> float:
-    """`5`, `5s`, `500ms`, `2m`, `1h` or `7d`, in seconds. Raises ValueError."""
+    """`5`, `5s`, `500ms`, `2m`, `1h` or `7d`, in seconds. Raises BadParameter."""
     found = _SECONDS.fullmatch(text)
     if not found or not (value := float(found[1]) * _UNITS[found[2]]):
-        raise ValueError(f"{text!r} is no time: seconds, or 500ms, 5s, 2m, 1h, 7d")
+        raise typer.BadParameter(f"{text!r} is no time: seconds, or 500ms, 5s, 2m, 1h, 7d")
     return value
 
 

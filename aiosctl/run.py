@@ -185,11 +185,11 @@ def go_on(handed: Handed) -> int:
     return watch.finish(raw, SessionRun.method, json=False)
 
 
-def watched(client: Client, params: SessionRun, *, quiet: bool) -> int:
-    """Runs a task and shows it, on a terminal as it comes: the exit status."""
-    watch = Watch(live=render.for_people(), quiet=quiet)
+def watched(client: Client, params: SessionRun, *, json: bool) -> int:
+    """Runs a task and shows it, on a terminal as it comes, or as a document: the exit status."""
+    watch = Watch(live=render.for_people() and not json, quiet=json)
     raw = _watched(client, watch, lambda: client.ask(params, timeout_s=None, on_notification=watch))
-    return watch.finish(raw, params.method, json=False)
+    return watch.finish(raw, params.method, json=json)
 
 
 def _watched(client: Client, watch: Watch, asked: Callable[[], bytes]) -> bytes:

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
+import msgspec
 import typer
 
 from aiosctl import render
 from aiosctl.client import Client
 from aiosctl.jobs import OPEN, age, span
 from aiosctl.options import seconds
-from aiosctl.verb import connect
+from aiosctl.verb import connect, globals_of
 from aiosd.protocol.budget import BudgetGet, Limits
 from aiosd.protocol.models import ModelList
 from aiosd.protocol.system import Info, SystemInfo
@@ -47,13 +48,17 @@ def top(
         typer.Option("--every", parser=seconds, metavar="TIME", help="Between two looks; else 1s."),
     ] = None,
 ) -> None:
-    """Watch tasks, queues, backends, spend and memory. Any of q, Esc and Ctrl-C ends it; in a pipe it looks once.
+    """Watch tasks, queues, backends, spend and memory. Any of q, Esc and Ctrl-C ends it; in a pipe and with --json it looks once.
 
     \b
     aiosctl top
+    aiosctl top --json | jq '.backends[] | {name, queued}'
     aiosctl top | head -3
     """
     with connect(ctx) as client:
+        if globals_of(ctx).json:
+            render.document(msgspec.json.encode(looked(client)))
+            return
         if not (render.for_people() and sys.stdin.isatty()):
             for line in picture(looked(client), datetime.now(UTC), columns=10_000, lines=10_000):
                 render.out(line)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from aiosctl import render
-from aiosctl.client import CALL_S, Client, decode
+from aiosctl.client import CALL_S, Client, ErrorObject, decode
+from aiosd.errors import AiosError, InternalError
+from aiosd.paths import paths
 from aiosd.protocol.base import Params
 
 R = TypeVar("R")
@@ -76,6 +80,16 @@ class Group(TyperGroup):
 def noun(help: str) -> typer.Typer:
     """The group of one noun's verbs."""
     return typer.Typer(cls=Group, help=help, add_completion=False, rich_markup_mode=None)
+
+
+def complain(exc: AiosError, *, json: bool) -> None:
+    """On stderr: what happened, why, and the line that mends it; or the error as the daemon gave it."""
+    if json:
+        wire = exc.__cause__.error if isinstance(exc.__cause__, ErrorObject) else exc.to_wire()
+        sys.stderr.write(msgspec.json.encode(wire).decode() + "\n")
+    else:
+        bug = f"tail {paths().log}" if isinstance(exc, InternalError) else None
+        render.complaint(str(exc) or type(exc).__name__, exc.hint or bug)
 
 
 def connect(ctx: typer.Context) -> Client:

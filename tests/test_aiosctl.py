@@ -72,6 +72,12 @@ def test_json_prints_the_bytes_of_the_wire(double: Double, ctl: Ctl, args: tuple
     ("args", "sentence", "hint"),
     [
         (["nonsense"], "No such command 'nonsense'.", "aiosctl --help"),
+        (["doktor"], "No such command 'doktor'. Did you mean 'doctor'?", "aiosctl --help"),
+        (
+            ["stats", "--since", "7x"],
+            "Invalid value for '--since': '7x' is no time: seconds, or 500ms, 5s, 2m, 1h, 7d",
+            "aiosctl stats --help",
+        ),
         (["run", "--nonsense"], "No such option: --nonsense", "aiosctl run --help"),
         (["session"], "Missing command.", "aiosctl session --help"),
         (["task", "show"], "Missing argument 'ID'.", "aiosctl task show --help"),
@@ -378,7 +384,7 @@ def test_times_are_seconds_unless_they_say_otherwise(text: str, value: float) ->
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "5 s", "1e3", "nan", "five", "5w"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no time"):
+    with pytest.raises(typer.BadParameter, match="is no time"):
         seconds(text)
 
 

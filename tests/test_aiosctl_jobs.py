@@ -19,7 +19,7 @@ from aiosctl.jobs import span
 from aiosctl.stats import added
 from aiosctl.top import View, picture
 from aiosd.protocol.tasks import TaskList
-from aiosd.records import Task
+from aiosd.records import Task, TaskResult
 from tests.aiosctl_double import AIOSCTL, T0, WAIT_S, Connection, Ctl, Double, giving, message, result, task
 from tests.daemon import Daemon
 from tests.terminals import OnTerminal
@@ -205,6 +205,18 @@ def test_a_picture_fits_the_terminal_and_says_what_it_leaves_out(columns: int, l
         assert shown[0] == "aiosd 1  up 1h01m  spent today $0.5000 of $2.00"
         assert shown[5].split() == ["small", "up", "1/2", "3", "41.2", "llama3.2"]
         assert shown[8].startswith("0        working         1m30s ")
+
+
+def test_chat_and_top_give_documents(daemon: Daemon) -> None:
+    done = daemon.ctl("chat", "--json", stdin=b"What is 6 * 7?\n\nWho won?\n")
+    answer, abstained = (msgspec.json.decode(line, type=TaskResult) for line in done.stdout.splitlines())
+    assert (answer.result, answer.backend, abstained.abstained) == ("42", "extractive", True)
+    assert answer.session_id == abstained.session_id
+    wrong = daemon.ctl("chat", "--json", "-m", "nobody", stdin=b"hello\n")
+    assert json.loads(wrong.stderr.splitlines()[-1])["code"] == -32002
+    seen = json.loads(daemon.ctl("top", "--json").stdout)
+    assert sorted(seen) == ["backends", "info", "limits", "tasks"]
+    assert json.loads(daemon.ctl("ps", "--json").stdout) == {"tasks": []}
 
 
 def test_top_is_live_until_q(daemon: Daemon, tmp_path: Path, on_terminal: OnTerminal) -> None:
