@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,13 @@ class Place:
         )
         self.daemon = Daemon(home, self.config, {"SEEDED": "sk-1"})
 
+    @cached_property
+    def session(self) -> Session:
+        """One for all, since each has a process of its own."""
+        return self.daemon.session(permissions=["double"])
+
     def call(self, name: str, text: str, session: Session | None = None) -> ToolResult:
-        session = session or self.daemon.session(permissions=["double"])
+        session = session or self.session
         params = ToolCall(session_id=session.session_id, name=f"double__{name}", arguments={"text": text})
         return self.daemon.call(params)
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
 
@@ -194,12 +195,17 @@ class McpServers:
 
     async def end(self, session: str) -> None:
         """Ends what runs for this session alone, with what it has written; returns when it is gone."""
-        for server in list(self._servers.values()):
-            for circle in [each for each in server.processes if each.scope.session_id == session]:
-                process = server.processes.pop(circle)
-                process.unwanted.set()
-                await process.closed.wait()
-                shutil.rmtree(self._folder / server.name / circle.folder, ignore_errors=True)
+        ended = [
+            (server.processes.pop(circle), self._folder / server.name / circle.folder)
+            for server in self._servers.values()
+            for circle in list(server.processes)
+            if circle.scope.session_id == session
+        ]
+        for process, _ in ended:
+            process.unwanted.set()
+        for process, folder in ended:
+            await process.closed.wait()
+            await anyio.to_thread.run_sync(shutil.rmtree, folder, True)
 
     async def meet(self) -> None:
         """Starts the servers that were never seen before, once each, so that their tools are known."""
@@ -347,7 +353,8 @@ class McpServers:
                 process.ready.set()
                 await process.unwanted.wait()
         except ToolFailed:
-            server.processes.pop(circle, None)  # the next call tries again
+            if server.processes.get(circle) is process:
+                del server.processes[circle]  # the next call tries again
         finally:
             process.child = None
             process.ready.set()
