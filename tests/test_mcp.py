@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import msgspec
 import pytest
@@ -23,13 +24,20 @@ from hypothesis import strategies as st
 
 from aiosctl.mcp import config_section as section
 from aiosctl.mcp import without
-from aiosd.errors import InvalidParams, PermissionDenied, ToolFailed
+from aiosd.config import McpServer
+from aiosd.errors import InvalidParams, Overloaded, PermissionDenied, ToolFailed
+from aiosd.memory.memory import scope_of
 from aiosd.protocol.audit import AuditTail
 from aiosd.protocol.mcp import McpApprove, McpList
 from aiosd.protocol.sessions import SessionClose
 from aiosd.protocol.system import SystemInfo
 from aiosd.protocol.tools import ToolCall, ToolGet
 from aiosd.records import Session, ToolResult
+from aiosd.state.database import open_database
+from aiosd.tools import mcp
+from aiosd.tools.egress import Passage, open_egress
+from aiosd.tools.hosts import Walls
+from aiosd.tools.kernel import Caller
 from aiosd.tools.mcp import called, compare
 from aiosd.tools.wire import McpTool
 from tests.daemon import Daemon
@@ -37,6 +45,7 @@ from tests.doubles import mcp_double
 from tests.doubles.http_double import Script
 from tests.doubles.openai_double import OpenAIDouble
 from tests.test_egress import Web, web
+from tests.test_tools_host import session as session_of
 
 # --- the rules ---------------------------------------------------------------------------------------------
 
@@ -201,6 +210,48 @@ def test_what_a_server_has_of_a_session_alone_ends_with_it(place: Place) -> None
         assert not own.exists()
         for process in running:
             assert select.select([process], [], [], 30)[0]
+
+
+@pytest.mark.anyio
+async def test_where_all_processes_are_at_work_a_call_is_refused_and_else_the_oldest_makes_room(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp, "MAX_PROCESSES", 1)
+    fifo = place.program / "fifo"
+    os.mkfifo(fifo)
+    spec = McpServer(
+        command=sys.executable, args=(f"{place.program}/server.py",), paths=(str(place.program),)
+    )
+    ada, bob = (session_of(name, permissions=("double",)) for name in ("ada", "bob"))
+    given: list[str] = []
+
+    async def reach(passage: Passage) -> None: ...
+
+    async with (
+        open_database(tmp_path / "db") as database,
+        open_egress(tmp_path / "egress.sock", reach) as egress,
+        mcp.open_mcp({"double": spec}, database, egress, Walls(), tmp_path / "mcp", scope_of) as servers,
+    ):
+        await servers.meet()
+
+        async def ask(caller: Session, name: str, text: str) -> None:
+            result = await servers.tools()[f"double__{name}"].handler(Caller(caller), {"text": text})
+            given.append(text_of(result))
+
+        with anyio.fail_after(120):
+            await ask(ada, "hears", "one")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, ada, "peek", str(fifo))
+                write = await anyio.to_thread.run_sync(
+                    fifo.open, "w", abandon_on_cancel=True
+                )  # once it is read
+                with write:
+                    with pytest.raises(Overloaded):
+                        await ask(bob, "hears", "two")
+                    write.write("done")
+            await ask(bob, "hears", "three")
+            await ask(ada, "hears", "four")
+    assert given == ["one; one", "done", "three; three", "four; one four"]  # a new process, in the old folder
 
 
 def processes_in(folder: Path) -> set[int]:

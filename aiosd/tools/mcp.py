@@ -134,6 +134,7 @@ class _Server:
         """As the process that was started last describes them."""
         self.problem: str | None = None
         self.was_met = approved is not None
+        self.describing = anyio.Lock()
         self.processes: dict[Circle, _Process] = {}
         """The least recently used first."""
 
@@ -299,15 +300,16 @@ class McpServers:
         """Its tools, from a process for this alone. Raises ToolFailed."""
         process = _Process()
         failure: ToolFailed | None = None
-        try:
-            async with self._opened(server, process, CATALOG) as child:
-                try:
-                    async with _started(server, child):
-                        pass
-                except ToolFailed as exc:  # a task group would wrap it
-                    failure = exc
-        finally:
-            shutil.rmtree(self._folder / server.name / CATALOG, ignore_errors=True)
+        async with server.describing:
+            try:
+                async with self._opened(server, process, CATALOG) as child:
+                    try:
+                        async with _started(server, child):
+                            pass
+                    except ToolFailed as exc:  # a task group would wrap it
+                        failure = exc
+            finally:
+                shutil.rmtree(self._folder / server.name / CATALOG, ignore_errors=True)
         if failure is not None:
             raise failure
         return process.described
