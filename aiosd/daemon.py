@@ -124,6 +124,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
             ) as registry,
             open_consolidation(database, memory, reload.pool) as consolidation,
         ):
+            memory.on_blanked = registry.clear_outputs
             broker = Broker()
             budget = await open_budget(database, config.budget.day_usd, lambda: datetime.now(UTC))
             hands = Hands(

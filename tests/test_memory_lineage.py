@@ -146,6 +146,48 @@ async def test_what_is_forgotten_while_a_run_is_open_is_in_no_file_once_it_ends(
         await anyio.to_thread.run_sync(live)
 
 
+LONG = """
+from aiosd.tools import tool
+
+@tool(permissions=["*"])
+def listing() -> str:
+    return f"the deploy host is falcon-{6 + 1}\\n" * 10_000
+"""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("while_open", [False, True])
+async def test_a_long_output_goes_with_the_run_that_is_forgotten(tmp_path: Path, while_open: bool) -> None:
+    kept: list[list[str]] = []
+
+    def choose(body: dict[str, Any]) -> Script:
+        if body["messages"][-1]["role"] != "tool":
+            return Script(text=("",), calls=(("listing", "{}"),))
+        kept.append(files_with(daemon, "falcon-7"))
+        if while_open:
+            assert forgotten(daemon, query="morning list", user_id="ann") == 1
+        return Script(text=("Done.",))
+
+    async with OllamaDouble() as model:
+        config = f'[models.backends.here]\nkind = "ollama"\nmodel = "small"\nurl = "{model.url}"\n'
+        (tmp_path / "home" / "tools").mkdir(parents=True)
+        (tmp_path / "home" / "tools" / "deploy.py").write_text(LONG)
+        daemon = Daemon(tmp_path / "home", config=config)
+        model.choose = choose
+
+        def live() -> None:
+            with daemon:
+                session = daemon.session(user_id="ann")
+                remembered(daemon, session, "the morning list begins with the deploy host")
+                daemon.run(session, "Make the morning list.")
+                assert any("outputs" in file for file in kept[0])
+                if not while_open:
+                    assert forgotten(daemon, query="morning list", user_id="ann") == 2
+                assert files_with(daemon, "falcon-7") == []
+
+        await anyio.to_thread.run_sync(live)
+
+
 def test_the_record_of_a_run_stays_without_what_was_forgotten(daemon: Daemon) -> None:
     session, made = told_and_asked(daemon)
     other = daemon.run(session, "What is 6 * 7?")  # it was given the memory, and did not use it

@@ -6,7 +6,7 @@ may miss a memory, but shows nobody another's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -100,6 +100,8 @@ class Memories:
         self._beside = beside
         self._reach = reach
         self._server = server
+        self.on_blanked: Callable[[Collection[str]], Awaitable[None]] = _keeps_nothing
+        """Told of sessions in whose runs something was forgotten: its text may be kept elsewhere, too."""
         self._speakers: dict[Scope, tuple[str, ...]] = {}
         """By scope, as they were last asked for; a new dict after each change."""
 
@@ -271,15 +273,15 @@ class Memories:
             chosen = table.select(c, scope, memory_id=memory_id, ids=ids, source=source, before=before)
             return lineage.with_descendants(c, chosen)
 
-        def remove(c: Connection) -> tuple[str, ...]:
+        def remove(c: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
             fitted = fitting(c)
-            lineage.erase(c, fitted)
-            return fitted
+            return fitted, lineage.erase(c, fitted)
 
         if dry_run:
             return len(await self._database.read(fitting))
-        gone = await self._change(remove)
+        gone, blanked = await self._change(remove)
         if gone:
+            await self.on_blanked(blanked)
             await self._index.caught_up(forgotten=gone)
             await self._database.scrub()
         return len(gone)
@@ -392,6 +394,10 @@ class Memories:
             after, ids = await self._database.read(partial(_page_containing, words=words, after=after))
             found += ids
         return found
+
+
+async def _keeps_nothing(session_ids: Collection[str]) -> None:
+    pass
 
 
 def _page_containing(c: Connection, *, words: Sequence[str], after: int) -> tuple[int | None, list[str]]:

@@ -136,9 +136,9 @@ def with_descendants(c: Connection, ids: Sequence[str]) -> tuple[str, ...]:
 # --- erasing -------------------------------------------------------------------------------------------
 
 
-def erase(c: Connection, ids: Sequence[str]) -> int:
+def erase(c: Connection, ids: Sequence[str]) -> tuple[str, ...]:
     """Deletes these memories, and their text from the records of the runs that have ended: one whose memory is among
-    them loses all that was said in it, one that was given such a memory loses that. How many memories there were."""
+    them loses all that was said in it, one that was given such a memory loses that. Their sessions."""
     runs = c.execute(
         "SELECT t.task_id FROM memories AS m JOIN tasks AS t ON t.task_id = substr(m.source, 6)"
         " AND m.session_id = t.session_id JOIN sessions AS s ON s.session_id = t.session_id AND s.user_id = m.user_id"
@@ -163,7 +163,12 @@ def erase(c: Connection, ids: Sequence[str]) -> int:
     ).fetchall()
     for (task_id,) in set(given):
         _take_away(c, task_id, set(ids))
-    return memories.delete(c, ids)
+    memories.delete(c, ids)
+    among = _json([task_id for (task_id,) in (*runs, *given)])
+    rows = c.execute(
+        "SELECT DISTINCT session_id FROM tasks WHERE task_id IN (SELECT value FROM json_each(?))", (among,)
+    )
+    return tuple(session_id for (session_id,) in rows)
 
 
 def catch_up(c: Connection, task_id: str, given: Collection[str], rests_on: Collection[str]) -> bool:

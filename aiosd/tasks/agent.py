@@ -433,9 +433,14 @@ class Agent:
         )
         self.result = result  # who waits is told what the ledger may have forgotten already
         if forgotten:
-            await self._hands.database.scrub()
+            await self._blanked()
             return
         await self._hands.memory.index([memory])
+
+    async def _blanked(self) -> None:
+        """What was forgotten while it ran is in no file any more."""
+        await self._hands.registry.clear_outputs([self.session.session_id])
+        await self._hands.database.scrub()
 
     async def cancel(self, below: Sequence[Task]) -> None:
         """Keeps that the task was cancelled, with a receipt of what ended with it."""
@@ -459,7 +464,7 @@ class Agent:
             return lineage.catch_up(c, self.task.task_id, given, given)
 
         if await self._record(self._new(StateEvent, state=state), also=keep):
-            await self._hands.database.scrub()
+            await self._blanked()
 
     def _new(self, cls: type[E], *, ahead: int = 0, **fields: Any) -> E:
         """The next event, or the one `ahead` of it in the same commit. A delta carries the last kept number."""

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -186,6 +186,10 @@ class Registry:
         if self._mcp is not None:
             await self._mcp.end(session_id)
         await anyio.to_thread.run_sync(self._outputs.end, session_id)
+
+    async def clear_outputs(self, session_ids: Collection[str]) -> None:
+        """Deletes the long outputs of these sessions: nobody knows in which of them stands what was forgotten."""
+        await anyio.to_thread.run_sync(self._outputs.clear, session_ids)
 
     async def ruling(self, session: Session, name: str, arguments: Mapping[str, Any]) -> Ruling:
         """What the session's permissions say of this call. Raises NotFound."""

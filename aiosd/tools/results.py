@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,12 @@ class Outputs:
 
     def end(self, session_id: str) -> None:
         shutil.rmtree(self._base / session_id, ignore_errors=True)
+
+    def clear(self, session_ids: Collection[str]) -> None:
+        """Deletes those of these sessions; the folders stay, for they are mounted."""
+        for session_id in session_ids:
+            for path in (self._base / session_id).glob("*.txt"):
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def is_long(result: ToolResult) -> bool:

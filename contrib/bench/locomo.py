@@ -172,6 +172,7 @@ def measure_turns(data: dict[str, Any], embedder: str) -> None:
         with Daemon(Path(folder) / "home", config=config) as daemon, Client(daemon.socket) as client:
             rows: dict[str, list[Row]] = {"runs and summaries": [], "runs alone": []}
             for name, conversation in data.items():
+                asked_before = len(rows["runs alone"])
                 runs = hold(client, double, name, conversation["turns"])
                 line_of = {turn["id"]: _line(turn) for turn in conversation["turns"]}
                 fresh = client.call(SessionCreate(user_id=name, permissions=("memory",))).session_id
@@ -187,7 +188,7 @@ def measure_turns(data: dict[str, Any], embedder: str) -> None:
                             runs.get(m.source, " ".join(m.content.split())) for m in found if m.kind in kinds
                         ]
                         rows[what].append(_of_turns(texts, evidence))
-                _print(name, _mean(rows["runs and summaries"]))
+                _print(name, _mean(rows["runs and summaries"][asked_before:]))
             for what, own in rows.items():
                 _print(what, _mean(own))
 
