@@ -25,7 +25,7 @@ SPUN = re.compile(r"\r(?:[|/\\-] [^\r\n]*)?\x1b\[K")
 def screen(seen: str, columns: int) -> list[str]:
     """The lines of a terminal that was sent this, as far as aiosctl commands one. Colours are left out."""
     lines, row, at = [""], 0, 0
-    for found in re.finditer(r"\x1b\[(\d*)([A-Za-z])|(\r)|(\n)|(.)", seen, re.DOTALL):
+    for found in re.finditer(r"\x1b\[\??(\d*)([A-Za-z])|(\r)|(\n)|(.)", seen, re.DOTALL):
         count, command, back, down, char = found.groups()
         if command == "A":
             row -= int(count or 1)
