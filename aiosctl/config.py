@@ -86,13 +86,16 @@ def edit() -> None:
 
 def checked() -> bytes:
     """The config as aiosd reads it, in JSON. Raises ConfigError with the sentence that aiosd has for it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "aiosd", "--check-config"],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=CHECK_S,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "aiosd", "--check-config"],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=CHECK_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"aiosd did not read the config within {CHECK_S:g} s") from None
     if done.returncode:
         raise last_error(done.stderr.decode(errors="replace")) or ConfigError(
             f"aiosd ended with {done.returncode} before it had read the config"

@@ -28,6 +28,8 @@ LEAST_BYTES = 200 * 1024 * 1024
 """Free where the data lie: a migration copies the database first."""
 RESTRICTED = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 """`1` where a program needs a profile of AppArmor for user namespaces: Ubuntu from 24.04 on."""
+CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers")
+"""There where version 2 of control groups is all there is."""
 LONGEST_PATH = 107
 """Bytes of a Unix socket's path, by unix(7)."""
 FIX_S = 60.0
@@ -218,6 +220,7 @@ def _daemon(where: Path) -> Iterator[Finding]:
         return
     yield Finding(check="daemon", state="ok", what=f"aiosd {pong.version}, process {pong.pid}, on {where}")
     yield _walls(info.sandbox, by_apparmor=_said(RESTRICTED) == "1")
+    yield _bounds(info.no_cgroup, pong.pid, _unit() if info.no_cgroup and CONTROLLERS.exists() else [])
     if info.embedder.startswith("none"):
         why = info.embedder.partition(": ")[2]
         yield Finding(
@@ -258,6 +261,32 @@ def _walls(tier: str, *, by_apparmor: bool) -> Finding:
             check="sandbox", state="bad", what=what, fix="sudo sysctl -w user.max_user_namespaces=10000"
         )
     return Finding(check="sandbox", state="ok", what=what)
+
+
+def _bounds(why: str, pid: int, unit: list[str]) -> Finding:
+    """What bounds a session's tools together; `why` it is no control group of the daemon `pid`, and what systemd shows of
+    the service, where that could have groups."""
+    if not why:
+        return Finding(
+            check="cgroup", state="ok", what="the kernel bounds what a session's tools take together"
+        )
+    what = f"aiosd itself looks at what a session's tools take together: {why}"
+    if not unit or {f"MainPID={pid}", "Delegate=yes"}.issubset(unit):
+        return Finding(check="cgroup", state="ok", what=what)
+    fix = "aiosctl service install && aiosctl service restart"
+    return Finding(check="cgroup", state="note", what=what, fix=fix)
+
+
+def _unit() -> list[str]:
+    """Of the service, as `systemctl show` has it; nothing without a user manager."""
+    from aiosctl.start import systemctl  # late: most of it is for starting
+
+    if not shutil.which("systemctl"):
+        return []
+    try:
+        return systemctl("show", "--property=MainPID,Delegate", "aiosd.service").stdout.splitlines()
+    except AiosError:
+        return []
 
 
 def _said(file: Path) -> str:

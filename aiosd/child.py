@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import anyio
 import msgspec
@@ -34,9 +34,6 @@ CANCEL = "$/cancelRequest"
 
 MAX_LOG_LINE = 16 * 1024
 """Bytes of stderr without a line end after which the log gets what there is."""
-
-READ = 64 * 1024
-"""Bytes of one read: what a pipe holds, so that one read empties the pipe of a dead child. pipe(7), Pipe capacity."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +52,13 @@ class Call(Protocol):
 
 Started = Callable[[Call], Awaitable[None]]
 """Makes a new process ready, through the call it is given; everyone else's calls wait for that."""
+
+
+class Group(Protocol):
+    """What a child joins, with all that it starts (tools.cgroup)."""
+
+    def kill(self) -> None: ...
+    def exceeded(self) -> str: ...
 
 
 class Held(Protocol):
@@ -83,6 +87,7 @@ async def open_child(
     idle_s: float | None = None,
     started: Started | None = None,
     cause: re.Pattern[str] | None = None,
+    group: Group | None = None,
 ) -> AsyncIterator[Child]:
     """A child that the first call starts; `env` is its whole environment, `name` what errors and the log call it.
 
@@ -90,37 +95,30 @@ async def open_child(
     by the last line otherwise. Unasked for `idle_s` it is ended, until the next call. On the way out it gets GRACE_S, whoever cancels.
     """
     async with anyio.create_task_group() as tasks:
-        child = Child(
-            argv, name=name, env=env, cwd=cwd, idle_s=idle_s, started=started, cause=cause, tasks=tasks
-        )
+        child = Child(_Program(name, argv, env, cwd, idle_s, started, cause, group), tasks)
         try:
             yield child
         finally:
             child.close()
 
 
+class _Program(NamedTuple):
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: Path | None
+    idle_s: float | None
+    started: Started | None
+    cause: re.Pattern[str] | None
+    group: Group | None
+
+
 class Child:
     """A program that answers calls, whichever process happens to run it."""
 
-    def __init__(
-        self,
-        argv: Sequence[str],
-        *,
-        name: str,
-        env: Mapping[str, str],
-        cwd: Path | None,
-        idle_s: float | None,
-        started: Started | None,
-        cause: re.Pattern[str] | None,
-        tasks: TaskGroup,
-    ) -> None:
-        self.name = name
-        self._argv = argv
-        self._env = env
-        self._cwd = cwd
-        self._idle_s = idle_s
-        self._started = started
-        self._cause = cause
+    def __init__(self, program: _Program, tasks: TaskGroup) -> None:
+        self.name = program.name
+        self._program = program
         self._tasks = tasks
         self._life: _Life | None = None
         self._failures = 0
@@ -194,13 +192,13 @@ class Child:
         try:
             # Not in a worker thread: PR_SET_PDEATHSIG fires when the *thread* that started the child ends.
             process = subprocess.Popen(
-                self._argv,
+                self._program.argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                env=dict(self._env),
-                cwd=self._cwd,
+                env=dict(self._program.env),
+                cwd=self._program.cwd,
                 start_new_session=True,  # a process group to kill whole, and no Ctrl-C from our terminal
             )
         except OSError as exc:
@@ -208,22 +206,21 @@ class Child:
             raise ChildDied(f"{self.name} does not start: {exc}") from exc
         tally.CHILD_STARTS.add(tally.kind(self.name))
         logger.info("child started", extra={"child": self.name, "pid": process.pid})
-        self._life = life = _Life(self.name, process, self._cause)
+        self._life = life = _Life(self._program, process)
         self._tasks.start_soon(self._live, life, name=f"{self.name} {process.pid}")
         return life
 
     async def _live(self, life: _Life) -> None:
         try:
-            await life.run(self._started, self._idle_s)
+            await life.run(self._program.started, self._program.idle_s)
         finally:
             self._life = None
             if life.is_ready and life.has_answered:
                 self._failures, self._not_before = 0, 0.0
             elif not life.is_unwanted:
                 self._count_failure(life.failure)
-            logger.info(
-                "child ended", extra={"child": self.name, "pid": life.process.pid, "why": life.failure}
-            )
+            told = {"child": self.name, "pid": life.process.pid, "why": life.failure}
+            logger.info("child ended", extra=told)
             life.ended.set()
 
     def _count_failure(self, why: str) -> None:
@@ -243,10 +240,8 @@ class _Answer:
 class _Life:
     """One process, from its start to its end."""
 
-    def __init__(
-        self, name: str, process: subprocess.Popen[bytes], cause: re.Pattern[str] | None = None
-    ) -> None:
-        self.name = name
+    def __init__(self, program: _Program, process: subprocess.Popen[bytes]) -> None:
+        self.name = program.name
         self.process = process
         self.is_ready = False
         self.settled = anyio.Event()
@@ -268,7 +263,7 @@ class _Life:
         self._free_since = 0.0
         self._decoder = framing.Decoder()
         self._half_line = b""
-        self._cause = cause
+        self._program = program
         self._told = ""
         self._last_line = ""
         assert process.stdin and process.stdout and process.stderr
@@ -382,7 +377,9 @@ class _Life:
         if data := _read_now(self._stderr):
             self._hear(data)
         self._hear(b"\n")
-        self.failure = self._killed_because or _why(self.process.returncode, self._told or self._last_line)
+        why = _why(self.process.returncode, self._told or self._last_line)
+        passed = self._program.group and self._program.group.exceeded()
+        self.failure = self._killed_because or passed or why
         for answer in self._waiting.values():
             answer.there.set()
         self.settled.set()
@@ -395,6 +392,8 @@ class _Life:
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+            if self._program.group is not None:
+                self._program.group.kill()
 
     async def _make_ready(self, started: Started | None) -> None:
         if started is not None:
@@ -479,14 +478,15 @@ class _Life:
         for line in lines:
             if text := line[:MAX_LOG_LINE].decode(errors="replace").strip():
                 self._last_line = text
-                if not self._told and self._cause is not None and (found := self._cause.search(text)):
+                if self._program.cause and not self._told and (found := self._program.cause.search(text)):
                     self._told = found[1]
                 logger.info("child says", extra={"child": self.name, "line": text})
 
 
 def _read_now(pipe: IO[bytes]) -> bytes | None:
-    """What is in the pipe; None when that is nothing, empty at its end."""
-    return pipe.read(READ)
+    """All that a pipe holds (pipe(7), Pipe capacity), which empties that of a dead child; None when that is nothing, empty
+    at its end."""
+    return pipe.read(64 * 1024)
 
 
 def _why(status: int | None, last_line: str) -> str:

@@ -45,6 +45,7 @@ from aiosd.tasks.hands import Hands
 from aiosd.tasks.recollection import memory_tools
 from aiosd.tasks.runner import open_runner
 from aiosd.tasks.spawning import spawn_tools
+from aiosd.tools.cgroup import Delegation, delegation
 from aiosd.tools.egress import Passage, open_egress
 from aiosd.tools.hosts import Walls
 from aiosd.tools.mcp import open_mcp
@@ -84,6 +85,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
         open_export(environ) as export,
         telemetry.masked(secrets.mask),
     ):
+        walls = _walls(config, paths, socket_path, environ, await delegation())
         async with (
             open_database(paths.database) as database,
             nullcontext(Audit(database, secrets)) as audit,
@@ -106,7 +108,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 config.mcp.servers,
                 database,
                 egress,
-                _walls(config, paths, socket_path, environ),
+                walls,
                 paths.state / "mcp",
                 scope_of,
             ) as mcp,
@@ -118,7 +120,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                 outputs=paths.state / "outputs",
                 versions=paths.state / "tools",
                 packages=Packages(paths.cache / "packages", environ),
-                walls=_walls(config, paths, socket_path, environ),
+                walls=walls,
                 egress=egress,
                 mcp=mcp,
             ) as registry,
@@ -223,13 +225,15 @@ async def _keep_passage(audit: Audit, passage: Passage) -> None:
     await audit.keep(entry)
 
 
-def _walls(config: Config, paths: Paths, socket_path: Path, environ: Mapping[str, str]) -> Walls:
+def _walls(
+    config: Config, paths: Paths, socket_path: Path, environ: Mapping[str, str], delegated: Delegation
+) -> Walls:
     """AIOSD_TIERS is for tests: it names the walls that are tried, and can only take some away; without any, no tool
     runs."""
     hidden = (paths.config, paths.data, paths.state, paths.cache, paths.run, socket_path)
     named = environ.get("AIOSD_TIERS")
     tiers = tuple(Tier) if named is None else tuple(map(Tier, named.split(",")))
-    return Walls(hidden, tiers, config.tools.commands, config.tools.searxng_url)
+    return Walls(hidden, tiers, config.tools.commands, config.tools.searxng_url, delegated)
 
 
 def _workspace(paths: Paths, session: Session) -> Path:

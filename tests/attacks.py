@@ -458,6 +458,26 @@ def outrun_the_killer(facts: dict[str, Any]) -> str:
     return ""
 
 
+def control_group() -> str:
+    with open("/proc/self/cgroup") as file:
+        own = next(line[3:].strip() for line in file if line.startswith("0::"))
+    return f"/sys/fs/cgroup{own}"
+
+
+@attack
+def leave_the_control_group(facts: dict[str, Any]) -> str:
+    with open(f"{control_group()}/../daemon/cgroup.procs", "w") as file:
+        file.write("0")
+    return "away"
+
+
+@attack
+def raise_the_groups_bound(facts: dict[str, Any]) -> str:
+    with open(f"{control_group()}/memory.max", "w") as file:
+        file.write("max")
+    return "raised"
+
+
 @attack
 def lock_memory(facts: dict[str, Any]) -> str:
     with mmap.mmap(-1, 16 * MB) as area:

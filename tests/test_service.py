@@ -19,10 +19,11 @@ import pytest
 
 from aiosctl.service import rendered
 from aiosd import records as r
-from aiosd.errors import InvalidState
-from aiosd.protocol.sessions import SessionCreate, SessionRun
+from aiosd.errors import InvalidState, ToolFailed
+from aiosd.protocol.sessions import SessionClose, SessionCreate, SessionRun
 from aiosd.protocol.system import SystemInfo, SystemPing, SystemReload
 from aiosd.protocol.tasks import TaskGet, TaskWait
+from aiosd.protocol.tools import ToolCall
 from tests import user_manager
 from tests.daemon import PATIENCE_S, Daemon
 from tests.doubles.http_double import Script
@@ -189,6 +190,51 @@ def test_the_walls_around_tools_are_the_same_inside_the_unit(running: UserManage
     outside = json.loads(by_hand.stdout)
     assert outside["paths"]["socket"] == "/run/home/by-hand/run/aiosd.sock"
     assert inside == outside["sandbox"] != "none"
+
+
+HUNGRY = """
+import os, signal
+from aiosd.tools import tool
+
+@tool(permissions=["*"], read_only=True)
+def group() -> str:
+    "Its control group."
+    return open("/proc/self/cgroup").read().strip().partition("::")[2]
+
+@tool(permissions=["*"], read_only=True)
+def hungry(mebibytes: int) -> str:
+    "Takes memory in eight processes; none of them has much."
+    for _ in range(8):
+        if os.fork() == 0:
+            held = bytearray(mebibytes << 20)
+            held[::4096] = b"x" * len(held[::4096])
+            signal.pause()
+    signal.pause()
+    return ""
+"""
+
+
+def test_tools_that_take_too_much_memory_end_alone_and_leave_no_group(running: UserManager) -> None:
+    put(running, ".config/aiosd/tools/hungry.py", HUNGRY)
+    with running.client() as client:
+        info = client.call(SystemInfo())
+        if info.no_cgroup:
+            assert info.no_cgroup in running.ctl("doctor", check=False).stdout
+            pytest.skip(info.no_cgroup)
+        session = client.call(SessionCreate(permissions=("*",)))
+        group = ToolCall(session_id=session.session_id, name="group", arguments={})
+        (said,) = client.call(group, timeout_s=PATIENCE_S).content
+        folder = running.root / "sys/fs/cgroup" / said.text.lstrip("/")
+        assert folder.parent.name == "aiosd.service" and (folder / "memory.oom.group").read_text() == "1\n"
+        (folder / "memory.max").write_text(str(256 << 20))  # by root: the test need not take gigabytes
+        hungry = ToolCall(session_id=session.session_id, name="hungry", arguments={"mebibytes": 64})
+        with pytest.raises(ToolFailed, match="took all of the .* MiB of memory that they may have together"):
+            client.call(hungry, timeout_s=PATIENCE_S)
+        assert client.call(group, timeout_s=PATIENCE_S).content == (said,)  # its next host
+        assert client.call(SystemPing()).pid == int(running.show("MainPID"))
+        client.call(SessionClose(session_id=session.session_id))
+    assert not folder.exists()
+    assert [f.name for f in folder.parent.iterdir() if f.is_dir()] == ["daemon"]
 
 
 async def test_a_key_may_be_a_credential_of_the_service(running: UserManager) -> None:

@@ -132,11 +132,14 @@ def _children(pid: int) -> list[int]:
 def main() -> None:
     _mount()
     group = CGROUPS / f"aiosd-test-{time.monotonic_ns()}"
-    group.mkdir()
-    (group / "cgroup.procs").write_text("0")
+    (group / "init.scope").mkdir(parents=True)  # a group that hands controllers on has no process of its own
+    (group / "init.scope" / "cgroup.procs").write_text("0")
     # By such a path, below the group of process 1, journald tells whose unit a line is of.
     own = group / "user.slice" / f"user-{UID}.slice" / f"user@{UID}.service"
     own.mkdir(parents=True)
+    for folder in (group, own.parents[1], own.parent):
+        for name in {"memory", "pids"}.intersection((folder / "cgroup.controllers").read_text().split()):
+            (folder / "cgroup.subtree_control").write_text(f"+{name}")
     for path in (own, *own.iterdir()):
         os.chown(path, UID, UID)
     journald = None

@@ -48,6 +48,7 @@ async def system_info(services: Services, peer: server.Peer, params: SystemInfo)
             "state": str(services.paths.state),
         },
         sandbox=await services.registry.sandbox(),
+        no_cgroup=services.registry.no_cgroup,
         embedder=services.memory.embedder,
         counts=rows | {"open_tasks": services.runner.open},
         backends=await services.pool.names(),

@@ -31,6 +31,8 @@ class Info(Record, frozen=True, kw_only=True):
     paths: dict[str, str]
     sandbox: str
     """How tools are walled off: a tier of aiosd.tools.sandbox, or `none`, where none runs."""
+    no_cgroup: str = ""
+    """Why no control group bounds what a session's tools take together; empty where one does."""
     embedder: str
     """What turns text into vectors; `none` is BM25 alone."""
     counts: dict[str, int]

@@ -15,9 +15,10 @@ from anyio.abc import TaskGroup
 from aiosd.child import Child, open_child
 from aiosd.errors import DeadlineExceeded, InvalidState, Overloaded
 from aiosd.records import Command, Session
+from aiosd.tools.cgroup import Delegation, Group, open_group
 from aiosd.tools.egress import Egress
 from aiosd.tools.results import Outputs
-from aiosd.tools.sandbox import PROXY, Out, Plan, Tier
+from aiosd.tools.sandbox import MAX_MEMORY, PROXY, Out, Plan, Tier
 from aiosd.tools.wire import CAREFUL
 
 MAX_HOSTS = 8
@@ -44,6 +45,8 @@ class Walls(msgspec.Struct, frozen=True):
     """Tools of the config."""
     searxng_url: str | None = None
     """Where web_search looks; without one it is no tool."""
+    delegated: Delegation = Delegation()
+    """Where each host gets a control group of its own."""
 
 
 class UserFiles(msgspec.Struct, frozen=True):
@@ -70,6 +73,7 @@ class UserFiles(msgspec.Struct, frozen=True):
         outputs: Path | None = None,
         only: tuple[str, ...] | None = None,
         out: Out | None = None,
+        group: Group | None = None,
     ) -> list[str]:
         """-P: what lies in the workspace is never imported."""
         plan = Plan(
@@ -85,6 +89,7 @@ class UserFiles(msgspec.Struct, frozen=True):
             commands=self.walls.commands,
             searxng_url=self.walls.searxng_url,
             out=out,
+            group=None if group is None else str(group.folder),
             tiers=self.walls.tiers,
         )
         careful = [CAREFUL] if self.careful else []
@@ -210,14 +215,23 @@ class Hosts:
             name = f"tool host {session.session_id[:8]}"
             # Its own private folder a session may always write to: that is what it is for.
             write = session.write or session.workspace is None
-            with self._way_out(session, host.network.hosts) as out:
-                outputs = self._outputs.folder(session.session_id)
-                argv = host.files.argv(folder, write=write, outputs=outputs, only=host.network.only, out=out)
-                env = ENVIRONMENT | (PROXY if out else {})
-                async with open_child(argv, name=name, env=env, cwd=folder, idle_s=IDLE_S) as child:
-                    host.child = child
-                    host.ready.set()
-                    await host.unwanted.wait()
+            async with open_group(host.files.walls.delegated, MAX_MEMORY) as group:
+                with self._way_out(session, host.network.hosts) as out:
+                    argv = host.files.argv(
+                        folder,
+                        write=write,
+                        outputs=self._outputs.folder(session.session_id),
+                        only=host.network.only,
+                        out=out,
+                        group=group,
+                    )
+                    env = ENVIRONMENT | (PROXY if out else {})
+                    async with open_child(
+                        argv, name=name, env=env, cwd=folder, idle_s=IDLE_S, group=group
+                    ) as child:
+                        host.child = child
+                        host.ready.set()
+                        await host.unwanted.wait()
         finally:
             host.ready.set()
             host.closed.set()

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ from aiosd.records import Session, Tool, ToolResult
 from aiosd.state import mcp as rows
 from aiosd.state.database import Database
 from aiosd.state.memories import Scope
+from aiosd.tools.cgroup import Group, open_group
 from aiosd.tools.egress import Egress
 from aiosd.tools.hosts import ENVIRONMENT, Walls
 from aiosd.tools.kernel import Caller, KernelTool
@@ -377,18 +378,20 @@ class McpServers:
             tools = msgspec.convert(await call("start", start, timeout_s=START_S), list[McpTool])
             process.described = server.described = {tool.name: tool for tool in tools}
 
-        with ExitStack() as opened:
+        async with AsyncExitStack() as opened:
             try:
                 home = self._home(server, folder)
                 out = opened.enter_context(self._way_out(server))
             except (OSError, ValueError) as exc:
                 server.problem = str(exc)
                 raise ToolFailed(f"MCP server `{server.name}` cannot be started: {exc}") from exc
-            argv = [sys.executable, "-P", "-m", "aiosd.tools.mcp_bridge", self._plan(server, home, out)]
+            group = await opened.enter_async_context(open_group(self._walls.delegated, MEMORY))
+            plan = self._plan(server, home, out, group)
+            argv = [sys.executable, "-P", "-m", "aiosd.tools.mcp_bridge", plan]
             env = ENVIRONMENT | (PROXY if out else {})
             name = f"MCP server {server.name}"
             async with open_child(
-                argv, name=name, env=env, cwd=home, idle_s=IDLE_S, started=started
+                argv, name=name, env=env, cwd=home, idle_s=IDLE_S, started=started, group=group
             ) as child:
                 yield child
 
@@ -413,7 +416,7 @@ class McpServers:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
-    def _plan(self, server: _Server, home: Path, out: Out | None) -> str:
+    def _plan(self, server: _Server, home: Path, out: Out | None, group: Group | None) -> str:
         command = server.spec.command or ""
         plan = Plan(
             workspace=str(home),
@@ -423,6 +426,7 @@ class McpServers:
             tiers=self._walls.tiers,
             out=out,
             memory=MEMORY,
+            group=None if group is None else str(group.folder),
         )
         return msgspec.json.encode(plan).decode()
 

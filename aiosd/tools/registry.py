@@ -35,6 +35,7 @@ from aiosd.errors import (
 )
 from aiosd.records import AuditEntry, Session, Tool, ToolResult
 from aiosd.tools import limits, policy
+from aiosd.tools.cgroup import open_group
 from aiosd.tools.egress import Egress
 from aiosd.tools.files import Versions, explained, stamp_of, told
 from aiosd.tools.hosts import ENVIRONMENT, MAX_HOSTS, Hosts, Network, UserFiles, Walls
@@ -43,6 +44,7 @@ from aiosd.tools.mcp import McpServers
 from aiosd.tools.packages import Packages, declared
 from aiosd.tools.policy import Verdict
 from aiosd.tools.results import Outputs
+from aiosd.tools.sandbox import MAX_MEMORY
 from aiosd.tools.subjects import PATHS, Place, Subject, Unclear, subjects
 from aiosd.tools.wire import Call, Description, Problem
 
@@ -179,6 +181,11 @@ class Registry:
         """The tier of the walls around tools, a sandbox.Tier. Raises ToolFailed where no host starts."""
         await self._described()
         return self._sandbox
+
+    @property
+    def no_cgroup(self) -> str:
+        """Why its hosts have no control groups; "" where they have."""
+        return self._walls.delegated.why
 
     async def end(self, session_id: str) -> None:
         """Ends the session's tool hosts and MCP servers, and the calls that run in them; its long outputs go too."""
@@ -460,11 +467,14 @@ def _refusal(session: Session, ruling: Ruling, by: str, approved: Ruling | None)
 
 async def _ask(files: UserFiles) -> Description:
     """From a host for this alone, in no workspace. Raises ToolFailed."""
-    argv = files.argv(None, write=False)
-    async with open_child(argv, name="tool catalog", env=ENVIRONMENT, cwd=Path("/")) as child:
-        try:
-            answer = await child.call("describe", timeout_s=3 * START_S if files.careful else START_S)
-            return msgspec.convert(answer, Description)
-        except (ChildDied, DeadlineExceeded) as exc:
-            failure = ToolFailed(f"the tools are not known: {exc}")
+    async with open_group(files.walls.delegated, MAX_MEMORY) as group:
+        argv = files.argv(None, write=False, group=group)
+        async with open_child(
+            argv, name="tool catalog", env=ENVIRONMENT, cwd=Path("/"), group=group
+        ) as child:
+            try:
+                answer = await child.call("describe", timeout_s=3 * START_S if files.careful else START_S)
+                return msgspec.convert(answer, Description)
+            except (ChildDied, DeadlineExceeded) as exc:
+                failure = ToolFailed(f"the tools are not known: {exc}")
     raise failure  # out here: a task group would wrap it

@@ -152,6 +152,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that a call may leave in the workspace."""
     out: Out | None = None
     """Without one there is no network."""
+    group: str | None = None
+    """The folder of the control group that it joins first (aiosd.tools.cgroup)."""
     tiers: tuple[Tier, ...] = tuple(Tier)
     """Those that are tried; tests leave some out. NONE runs nothing."""
 
@@ -168,7 +170,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def build(plan: Plan) -> Walls:
     """The best walls that this machine has, of those the plan tries. With namespaces it returns in a new process
-    (see namespaces.enter). Never raises: where nothing works the tier is NONE, and `why` says what failed."""
+    (see namespaces.enter). Where nothing works the tier is NONE, and `why` says what failed. Raises OSError where it
+    cannot join the plan's group."""
+    if plan.group is not None:
+        Path(plan.group, "cgroup.procs").write_text("0")
     room = plan.room()
     why = []
     if {Tier.NAMESPACES, Tier.WITHOUT_LANDLOCK} & set(plan.tiers):
