@@ -292,8 +292,9 @@ class Agent:
             ),
             self._new(UsageEvent, ahead=2, usage=reply.usage, cost_usd=reply.cost_usd),
         )
-        # What was spent must be on the books before its hold is let go of; what was free can wait for the end.
-        if reply.cost_usd == 0 and isinstance(self._next(*events), steps.Answer):
+        # What was spent must be on the books before its hold is let go of; what was free can wait for the end, or for the
+        # first call that it asks for, which is kept before the tool begins.
+        if reply.cost_usd == 0 and isinstance(self._next(*events), steps.Answer | steps.CallTools):
             self._later(*events)
         else:
             await self._record(*events)
