@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from io import StringIO
 from types import AsyncGeneratorType
 
@@ -27,7 +26,7 @@ from aiosd.models.backend import (
     Wait,
 )
 from aiosd.models.estimator import Observed
-from aiosd.models.member import Member, Overdue, Patience, size
+from aiosd.models.member import Member, Overdue, Patience, Size, size
 from aiosd.records import Tokens, ToolUse
 
 CLOSE_S = 2.0
@@ -49,6 +48,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """One request to the pool, with its caller's ends."""
 
     request: ModelRequest
+    size: Size
     form: Form | None
     on_delta: OnDelta | None
     on_wait: OnWait | None
@@ -152,7 +152,8 @@ async def _stream(
     # A paid server that does not say what it used has used what was reserved, for all we know.
     asked.bill.usd += most_usd if usage == Tokens() else member.cost_usd(usage)
     if collector.done is not None:
-        member.answered(_observed(request, collector, began_s, clock()), collector.done, clock())
+        sized = asked.size if request is asked.size.request else size(request)
+        member.answered(_observed(sized, collector, began_s, clock()), collector.done, clock())
     return Got(
         text=collector.text,
         thinking=collector.thinking,
@@ -163,15 +164,15 @@ async def _stream(
     )
 
 
-def _observed(request: ModelRequest, collector: Collector, began_s: float, now: float) -> Observed:
-    done = collector.done
+def _observed(asked: Size, collector: Collector, began_s: float, now: float) -> Observed:
+    done, request = collector.done, asked.request
     assert done is not None
     load_s = done.load_s or 0.0
     first_s = None if collector.first_s is None else max(0.0, collector.first_s - began_s - load_s)
     return Observed(
         task_type=request.task_type,
         max_tokens=request.max_tokens,
-        prompt_chars=size(request).prompt_chars,
+        prompt_chars=asked.prompt_chars,
         prompt_tokens=done.usage.input_tokens,
         output_tokens=done.usage.output_tokens or (len(collector.text) + len(collector.thinking)) // 4,
         total_s=max(0.0, now - began_s - load_s),
@@ -263,16 +264,20 @@ class Collector:
         return tuple(self._calls)
 
 
-@asynccontextmanager
-async def closing(stream: AsyncIterator[Delta]) -> AsyncIterator[AsyncIterator[Delta]]:
+class closing:
     """Closed however it ends, cancelled too: that is what stops the model."""
-    try:
-        yield stream
-    finally:
+
+    def __init__(self, stream: AsyncIterator[Delta]) -> None:
+        self._stream = stream
+
+    async def __aenter__(self) -> AsyncIterator[Delta]:
+        return self._stream
+
+    async def __aexit__(self, *exc: object) -> None:
         # One that has come to its end has closed by itself.
-        if isinstance(stream, AsyncGeneratorType) and stream.ag_frame is not None:
+        if isinstance(self._stream, AsyncGeneratorType) and self._stream.ag_frame is not None:
             with anyio.move_on_after(CLOSE_S, shield=True):
-                await stream.aclose()
+                await self._stream.aclose()
 
 
 def _most(request: ModelRequest) -> Tokens:

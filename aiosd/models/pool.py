@@ -113,10 +113,16 @@ class Pool:
         if request.schema is not None:
             form = await anyio.to_thread.run_sync(Form, request.schema)  # it imports jsonschema
         bill = Bill()
-        asked = Asked(
-            request=request, form=form, on_delta=on_delta, on_wait=on_wait, reserve=reserve, bill=bill
-        )
         sized = size(request)
+        asked = Asked(
+            request=request,
+            size=sized,
+            form=form,
+            on_delta=on_delta,
+            on_wait=on_wait,
+            reserve=reserve,
+            bill=bill,
+        )
         members = await self._members()
         failed: dict[str, Candidate] = {}
         too_dear: BudgetExhausted | None = None

@@ -57,6 +57,9 @@ MAX_BUCKETS = 10_000
 KEEP_S = 2.0
 """For writing down the end of a call that was cancelled."""
 
+MAX_OFFERS = 1000
+"""Ways of being offered tools that are kept at hand."""
+
 SHOWN = 500
 """Characters of what a call was about that the audit log keeps."""
 
@@ -128,6 +131,9 @@ class Registry:
         self._packages = packages
         self._kernel = {entry.tool.name: entry for entry in kernel.values()}
         self._tools: dict[str, Tool] = {}
+        self._offers: dict[tuple[tuple[str, ...], tuple[str, ...] | None], tuple[Tool, ...]] = {}
+        """By permissions and narrowing: each reply is offered tools, and they seldom change."""
+        self._offers_of: Mapping[str, Tool] = {}
         self._problems: tuple[Problem, ...] = ()
         self._walls = walls
         self._sandbox = ""
@@ -170,7 +176,14 @@ class Registry:
         """The tools that a run of the session is given. Raises NotFound where `narrowed` names none."""
         for name in narrowed or ():
             await self.get(name)
-        return policy.offered(await self.list(), session.permissions, narrowed)
+        tools = await self._all()
+        if tools is not self._offers_of or len(self._offers) >= MAX_OFFERS:
+            self._offers_of, self._offers = tools, {}
+        asked = (session.permissions, None if narrowed is None else tuple(narrowed))
+        if asked not in self._offers:
+            by_name = [tools[name] for name in sorted(tools)]
+            self._offers[asked] = policy.offered(by_name, session.permissions, narrowed)
+        return self._offers[asked]
 
     async def problems(self) -> tuple[Problem, ...]:
         """The user's files and tools that were passed over, and why."""
