@@ -46,8 +46,11 @@ class Secrets:
 
     def masked(self, noun: T) -> T:
         """The struct with every text in it masked; the very same where there is nothing to mask."""
+        values = self._values()
+        if not values:
+            return noun
         encoded = msgspec.json.encode(noun)
-        if not any(_quoted(value) in encoded for value in self._values()):
+        if not any(_quoted(value) in encoded for value in values):
             return noun
         return msgspec.convert(self._walked(msgspec.to_builtins(noun)), type=type(noun))
 
