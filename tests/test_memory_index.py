@@ -61,14 +61,14 @@ from pathlib import Path
 from aiosd.memory.worker import Watch
 
 def engine():
-    ctypes.PyDLL(None).sleep(600)
+    with watch.over(0.1, is_blamed=bool):
+        ctypes.PyDLL(None).sleep(600)
 
 watch = Watch(Path(sys.argv[1]))
 watch.crashes()
 with watch.over(60, is_blamed=bool):
     pass
-with watch.over(0.1, is_blamed=bool):
-    engine()
+engine()
 """
 """A PyDLL holds the GIL in its calls, as the engine does."""
 

@@ -47,8 +47,8 @@ EXPORTED = 2 * 1024 * 1024
 MAX_SCOPES = 1000
 """Whose speakers are kept at hand."""
 
-SLICE = 32
-"""Memories of a ranking that are read at once, until enough of them say something of their own."""
+SPARE = 6
+"""Memories of a ranking that are read at once beyond those asked for, in place of such as say the same as another."""
 
 PAGE = 128
 """Memories read at once where many are looked through."""
@@ -229,11 +229,11 @@ class Memories:
             ranked = ranking.rank([ranking.Turn(*row) for row in near], hits, speaker, len(near))
             found: dict[str, Memory] = {}
             best: list[tuple[str, float]] = []
-            for start in range(0, len(ranked), SLICE):
-                some = [id for id, _ in ranked[start : start + SLICE]]
-                found |= table.fetch(c, some, scope)
-                sums = [id for id in some if id in found and found[id].kind == "summary"]
-                best += ranking.distinct(ranked[start : start + SLICE], found, lineage.origins(c, sums), best)
+            for start in range(0, len(ranked), n + SPARE):
+                some = ranked[start : start + n + SPARE]
+                found |= table.fetch(c, [id for id, _ in some], scope)
+                sums = [id for id, _ in some if id in found and found[id].kind == "summary"]
+                best += ranking.distinct(some, found, lineage.origins(c, sums), best)
                 if len(best) >= n:
                     break
             return best[:n], found
