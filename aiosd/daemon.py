@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import logging
 import os
@@ -181,6 +182,7 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
                             logger.info(
                                 "ready", extra={"socket": str(socket_path), "recovered_tasks": recovered}
                             )
+                            gc.freeze()  # modules and all: nobody waits while the collector looks at them again
                             notify("READY=1\nSTATUS=ready")
                             await stop.wait()
                             notify("STOPPING=1")

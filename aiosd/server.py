@@ -7,6 +7,7 @@ jsonrpcserver looks the method up, binds the arguments and calls it. Framing and
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import os
@@ -181,7 +182,7 @@ class Server:
         what such a request costs."""
         method = self._inline[request.method]
         try:
-            given = msgspec.json.decode(request.params) if request.params else {}
+            given = _decoded(request.params) if request.params else {}
         except (msgspec.DecodeError, UnicodeDecodeError):
             given = None
         if type(given) is not dict or request.is_notification or request.method not in self._by_name:
@@ -198,7 +199,7 @@ class Server:
         """The response line without its end; None for a notification."""
         id = _id(request)
         try:
-            params = msgspec.json.decode(request.params) if request.params else []
+            params = _decoded(request.params) if request.params else []
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             return None if request.is_notification else framing.error(id, InvalidParams(str(exc)))
         _, result = await dispatch_request(
@@ -213,6 +214,18 @@ class Server:
         except (TypeError, ValueError, RecursionError):
             logger.exception("a result is no JSON", extra={"method": request.method})
             return framing.error(id, InternalError(""))
+
+
+def _decoded(params: msgspec.Raw) -> Any:
+    """Everybody waits meanwhile, and what is decoded holds no cycles: the collector, which would look through all of it
+    again and again, takes six times as long as the decoding of 8 MiB of small values."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return msgspec.json.decode(params)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _checks_names(method: Method) -> bool:

@@ -146,8 +146,8 @@ class Client:
             if heard is not None:
                 heard(line["params"])
 
-    async def run(self, task: str, **rest: Any) -> Any:
-        return await self.call("session.run", session_id=self.session_id, task=task, **rest)
+    async def run(self, task: str, heard: Callable[[dict[str, Any]], None] | None = None, **rest: Any) -> Any:
+        return await self.call("session.run", heard, session_id=self.session_id, task=task, **rest)
 
     async def __aenter__(self) -> Self:
         return self
