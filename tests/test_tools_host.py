@@ -906,6 +906,28 @@ async def test_while_new_packages_are_installed_the_good_version_goes_on(open_: 
         assert text(await call(tools, "good")) == "new"
 
 
+async def test_where_no_host_starts_after_an_install_the_next_who_asks_still_finds_what_came_of_it(
+    open_: Open, tmp_path: Path
+) -> None:
+    made = wheel(tmp_path, "tinypackage", "")
+    (tmp_path / "tools" / "good.py").write_text(needing(made, f"import tinypackage\n{GOOD}"))
+    packages = Watched(tmp_path / "packages")
+
+    async def none_starts(files: Any) -> Any:
+        raise ToolFailed("the tools are not known")
+
+    async with open_(packages=packages) as tools:
+        assert len(await tools.problems()) == 1
+        packages.may.set()
+        with anyio.fail_after(LONG_S):
+            await packages.ended.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registry, "_ask", none_starts)
+            with pytest.raises(ToolFailed):
+                await tools.list()
+        assert text(await call(tools, "good")) == "good"
+
+
 async def test_what_cannot_be_installed_is_told_with_the_file_and_by_name(
     open_: Open, tmp_path: Path
 ) -> None:

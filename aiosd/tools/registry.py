@@ -142,8 +142,8 @@ class Registry:
         self._describing = anyio.Lock()
         self._installs: dict[tuple[str, ...], anyio.CancelScope] = {}
         """What is being installed now."""
-        self._is_stale = False
-        """What was being installed when the files were looked at is there now, or never will be."""
+        self._ended = self._known = 0
+        """Installs that have ended, and those of them from before the files were looked at."""
         self._buckets: dict[tuple[str, str], limits.Bucket] = {}
 
     def close(self) -> None:
@@ -371,13 +371,20 @@ class Registry:
     async def _described(self) -> UserFiles:
         """The user's files, once what is in them is known."""
         stamp = stamp_of(self._folders)
-        if self._files is None or self._is_stale or self._files.stamp != stamp:
-            async with self._describing:  # the others wait for the one answer; it has a deadline
-                if self._files is None or self._is_stale or self._files.stamp != stamp:
-                    self._is_stale = False
-                    self._files, description = await self._describe(stamp)
-                    self._learn(description)
-        return self._files
+        if (files := self._current(stamp)) is not None:
+            return files
+        async with self._describing:  # the others wait for the one answer; it has a deadline
+            if (files := self._current(stamp)) is None:
+                ended = self._ended
+                self._files, description = await self._describe(stamp)
+                self._known = ended
+                self._learn(description)
+                files = self._files
+        return files
+
+    def _current(self, stamp: tuple[tuple[str, int, int], ...]) -> UserFiles | None:
+        is_current = self._files is not None and self._files.stamp == stamp and self._known == self._ended
+        return self._files if is_current else None
 
     async def _describe(self, stamp: tuple[tuple[str, int, int], ...]) -> tuple[UserFiles, Description]:
         """What there is in the files; where one is broken, in its last good version."""
@@ -445,7 +452,7 @@ class Registry:
             with scope:
                 await self._packages.install(wanted)
             del self._installs[wanted]
-            self._is_stale = True
+            self._ended += 1
 
         self._tasks.start_soon(install)
 
