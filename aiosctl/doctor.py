@@ -232,9 +232,10 @@ def _daemon(where: Path) -> Iterator[Finding]:
     else:
         yield Finding(check="weights", state="ok", what=info.embedder)
     for each in backends:
-        said = f"{each.name}: {each.model}" + (f": {each.reason}" if each.reason else "")
+        said = ": ".join(filter(None, (each.name, each.model, each.reason)))
+        way = "aiosctl model list" if each.model else "aiosctl model setup"  # it says what this machine lacks
         if each.state == "down":
-            yield Finding(check="backend", state="note", what=said, fix=each.hint or "aiosctl model list")
+            yield Finding(check="backend", state="note", what=said, fix=each.hint or way)
         else:
             yield Finding(check="backend", state="ok", what=said)
     for problem in info.problems:

@@ -283,8 +283,9 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Daemon, Late]]:
             model.may.set()
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
 def test_a_task_on_a_full_disk_says_so_and_goes_on_when_there_is_room_again(
-    small_disk: tuple[Daemon, Late],
+    small_disk: tuple[Daemon, Late], cancelled: bool
 ) -> None:
     daemon, model = small_disk
     assert daemon.process is not None
@@ -305,13 +306,16 @@ def test_a_task_on_a_full_disk_says_so_and_goes_on_when_there_is_room_again(
         assert (done.returncode, done.stdout) == (1, ""), done
         assert "database or disk is full\n  try: aiosctl doctor --fix\n" in done.stderr
     assert daemon.call(TaskGet(task_id=task.task_id)).state == "working"
+    if cancelled:  # which cannot be written either, and is made good on
+        assert "database or disk is full" in daemon.ctl("kill", str(task.number)).stderr
     ballast.unlink()
     deadline = time.monotonic() + PATIENCE_S
     while (state := daemon.call(TaskGet(task_id=task.task_id)).state) == "working":
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert state == "completed"
-    assert daemon.call(TaskWait(task_id=task.task_id)).result == "42"
+    assert state == ("cancelled" if cancelled else "completed")
+    if not cancelled:
+        assert daemon.call(TaskWait(task_id=task.task_id)).result == "42"
     assert daemon.ctl("run", "-q", "What is 6 * 8?").stdout == "48\n"
     assert daemon.ctl("audit", "verify").returncode == 0
     assert daemon.stop() == 0
@@ -472,6 +476,12 @@ def test_doctor_names_the_profile_where_apparmor_is_what_keeps_namespaces_away(
     assert (found.fix or "").startswith(fix or "") and (found.fix is None) == (fix is None)
     if fix is not None and "contrib/" in fix:
         assert (Path(__file__).parents[1] / fix.split()[2]).is_file()
+
+
+def test_doctor_leads_where_no_model_is_there_to_what_this_machine_lacks(home: Daemon) -> None:
+    lines = home.ctl("doctor", "--fix").stdout.splitlines()
+    (place,) = [n for n, line in enumerate(lines) if line.startswith("note  backend   ollama: no Ollama")]
+    assert lines[place + 1].split() == ["try:", "aiosctl", "model", "setup"]
 
 
 def test_doctor_says_which_walls_this_daemon_has(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import count
+from typing import NamedTuple
 from uuid import uuid4
 
 import anyio
@@ -65,13 +66,19 @@ class Run:
         """By a caller; a daemon that stops ends the run too, but leaves the task open."""
 
 
+class Stuck(NamedTuple):
+    """A task that nobody works on until the ledger takes a write again; then it goes on, or is cancelled."""
+
+    why: LedgerFailed
+    cancelled: bool
+
+
 class Runner:
     def __init__(self, hands: Hands, running: TaskGroup) -> None:
         self._hands = hands
         self._running = running
         self._runs: dict[str, Run] = {}
-        self._stuck: dict[str, LedgerFailed] = {}
-        """By task, why nobody works on it until the ledger takes a write again."""
+        self._stuck: dict[str, Stuck] = {}
         self._resolving: set[str] = set()
         self.export: Export | None = None
 
@@ -256,6 +263,8 @@ class Runner:
         if task.state in ENDED:
             raise InvalidState(f"task {task.number} is {task.state} already")
         await self._end_tree(task)
+        if (stuck := self._stuck.get(task_id)) is not None:
+            raise stuck.why
         return await self._get(task_id)
 
     async def _end_tree(self, task: Task) -> None:
@@ -265,11 +274,15 @@ class Runner:
             run.cancelled = True
             run.scope.cancel()
             await run.ended.wait()
-        elif task.state == "input_required" or self._stuck.pop(task.task_id, None) is not None:
-            below = await self._end_children(task)
-            agent, _ = await self._reopen(task)
-            await agent.cancel(below)
-            await self._close(task)
+        elif self._stuck.pop(task.task_id, None) is not None or task.state == "input_required":
+            try:
+                below = await self._end_children(task)
+                agent, _ = await self._reopen(task)
+                await agent.cancel(below)
+                await self._close(task)
+            except LedgerFailed as exc:
+                self._leave(task.task_id, exc, cancelled=True)
+                raise
 
     async def _end_children(self, task: Task) -> list[Task]:
         """Cancels what the task has started and is not over, all side by side; those that it was."""
@@ -320,7 +333,7 @@ class Runner:
             if run.agent.result is not None:
                 return run.agent.result
         if (stuck := self._stuck.get(task_id)) is not None:
-            raise stuck
+            raise stuck.why
         return _outcome(await self._get(task_id))
 
     async def watch(self, task_id: str, after_seq: int = 0) -> AsyncIterator[AnyEvent]:
@@ -399,12 +412,8 @@ class Runner:
                     await self._end_children(task)
                 await self._close(task)
         except LedgerFailed as exc:
-            logger.error(
-                "a task waits until the ledger can be written",
-                extra={"task_id": task.task_id, "why": str(exc)},
-            )
-            self._stuck[task.task_id] = exc
-            self._running.start_soon(self._take_up, task.task_id, name=f"task {task.number} waits")
+            logger.error("a task waits for the ledger: %s", exc, extra={"task_id": task.task_id})
+            self._leave(task.task_id, exc, cancelled=run.cancelled)
         except AiosError:
             logger.exception("the end of a task could not be kept", extra={"task_id": task.task_id})
         finally:
@@ -423,12 +432,20 @@ class Runner:
             except AiosError:
                 logger.exception("a trace could not be read", extra={"task_id": task.task_id})
 
+    def _leave(self, task_id: str, why: LedgerFailed, *, cancelled: bool) -> None:
+        self._stuck[task_id] = Stuck(why, cancelled)
+        self._running.start_soon(self._take_up, task_id)
+
     async def _take_up(self, task_id: str) -> None:
         """Goes on with a task from where its journal ends, once the ledger takes a write again."""
         for tries in count(2):
             await anyio.sleep(backoff_s(tries))
             try:
                 task = await self._hands.database.write(lambda c: tasks.touch(c, task_id))
+                if (stuck := self._stuck.get(task_id)) is None:
+                    return
+                if stuck.cancelled:
+                    return await self._end_tree(task)
                 agent, journal = await self._reopen(task)
             except LedgerFailed:
                 continue
