@@ -129,7 +129,7 @@ def runs(started_s: float, **rest: Any) -> Running:
     return Running(waits(**known | rest), started_s)
 
 
-URGENT = waits(priority="interactive", first_s=4.0)
+URGENT = waits(priority="interactive", first_s=8.0)
 """It came at 0 s and is patient until 2 s."""
 
 

@@ -167,7 +167,7 @@ async def test_a_background_reply_about_to_end_keeps_its_slot_unless_it_does_not
         tasks.start_soon(pool.reply, user(priority="interactive", max_tokens=1))
         await anyio.wait_all_tasks_blocked()
         assert [request.priority for request in backend.asked] == ["background"]
-        clock.now += 0.4  # half of its own first token is over
+        clock.now += 0.4  # as much as its own first token takes is over
     assert [request.priority for request in backend.asked] == ["background", "interactive", "background"]
 
 

@@ -28,7 +28,7 @@ OVERDUE = 0.1
 
 MOST_YIELDS = 3
 """How often one background request gives up its slot: then it is served to its end."""
-YIELD = 0.5
+YIELD = 0.25
 """Of its own time to the first token: so long an interactive request waits for a slot before one is broken off for it."""
 
 _RANKS: Mapping[Priority, int] = {"interactive": 0, "normal": 1, "background": 2}
