@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,7 +127,12 @@ async def serve(config: Config, paths: Paths, socket_path: Path, environ: Mappin
             ) as registry,
             open_consolidation(database, memory, reload.pool) as consolidation,
         ):
-            memory.on_blanked = registry.clear_outputs
+
+            async def blanked(session_ids: Collection[str]) -> None:
+                await registry.clear_outputs(session_ids)
+                await consolidation.lost(session_ids)
+
+            memory.on_blanked = blanked
             broker = Broker()
             budget = await open_budget(database, config.budget.day_usd, lambda: datetime.now(UTC))
             hands = Hands(

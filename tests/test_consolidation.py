@@ -133,6 +133,32 @@ def test_forgetting_a_run_forgets_what_summarizes_it(daemon: Daemon) -> None:
     assert not any("1987" in memory.content for memory in left)
 
 
+def test_what_is_left_of_a_summary_is_told_again_without_what_was_forgotten(daemon: Daemon) -> None:
+    old = talk(daemon)
+    daemon.call(SessionClose(session_id=old.session_id))
+    (made,) = summaries(daemon)
+    (sum_,) = [
+        memory
+        for memory in daemon.call(MemoryExport()).memories
+        if memory.kind == "task" and "12 * 7" in memory.content
+    ]
+    daemon.call(MemoryForget(memory_id=sum_.memory_id))
+    other = daemon.session(user_id="ben")
+    for _ in range(20):
+        daemon.call(SessionClose(session_id=other.session_id))  # waits until nothing is due, or three seconds
+        if told := summaries(daemon):
+            break
+    (again,) = told
+    assert again.memory_id != made.memory_id
+    assert "1987" in again.content and "84" not in again.content and "12 * 7" not in again.content
+    assert [run.task for run in daemon.call(MemoryWhy(memory_id=again.memory_id)).tasks] == [
+        "When was the oak planted?"
+    ]
+    daemon.call(MemoryForget(memory_id=again.memory_id))
+    daemon.call(SessionClose(session_id=other.session_id))
+    assert summaries(daemon) == [], "what was forgotten itself does not come back"
+
+
 def test_what_a_session_deleted_with_its_memories_said_is_not_summed_up(daemon: Daemon) -> None:
     old = talk(daemon)
     daemon.call(SessionDelete(session_id=old.session_id, forget=True))

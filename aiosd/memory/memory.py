@@ -269,16 +269,16 @@ class Memories:
         ids = None if query is None else await self._containing(query)
         before = None if before is None else checks.in_utc(before)
 
-        def fitting(c: Connection) -> tuple[str, ...]:
+        def fitting(c: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
             chosen = table.select(c, scope, memory_id=memory_id, ids=ids, source=source, before=before)
-            return lineage.with_descendants(c, chosen)
+            return chosen, lineage.with_descendants(c, chosen)
 
         def remove(c: Connection) -> tuple[tuple[str, ...], tuple[str, ...]]:
-            fitted = fitting(c)
-            return fitted, lineage.erase(c, fitted)
+            chosen, fitted = fitting(c)
+            return fitted, lineage.erase(c, fitted, chosen)
 
         if dry_run:
-            return len(await self._database.read(fitting))
+            return len((await self._database.read(fitting))[1])
         gone, blanked = await self._change(remove)
         if gone:
             await self.on_blanked(blanked)

@@ -133,12 +133,34 @@ def with_descendants(c: Connection, ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(row[0] for row in rows)
 
 
+class Untold(msgspec.Struct, frozen=True):
+    """What is left of a summary that was forgotten for a part of it."""
+
+    untold_id: int
+    session_id: str
+    turns: tuple[Turn, ...]
+
+
+def untold(c: Connection) -> Untold | None:
+    """The first of them."""
+    row = c.execute("SELECT untold_id, session_id, runs FROM untold ORDER BY untold_id LIMIT 1").fetchone()
+    if row is None:
+        return None
+    untold_id, session_id, runs = row
+    found = turns(c, msgspec.json.decode(runs, type=list[str]))
+    return Untold(untold_id, session_id, found)
+
+
+def told_again(c: Connection, untold: Untold) -> None:
+    c.execute("DELETE FROM untold WHERE untold_id = ?", (untold.untold_id,))
+
+
 # --- erasing -------------------------------------------------------------------------------------------
 
 
-def erase(c: Connection, ids: Sequence[str]) -> tuple[str, ...]:
+def erase(c: Connection, ids: Sequence[str], chosen: Collection[str]) -> tuple[str, ...]:
     """Deletes these memories, and their text from the records of the runs that have ended: one whose memory is among
-    them loses all that was said in it, one that was given such a memory loses that. Their sessions."""
+    them loses all that was said in it, one that was given such a memory loses that. Their sessions. Those that were `chosen` are not to be made again."""
     runs = c.execute(
         "SELECT t.task_id FROM memories AS m JOIN tasks AS t ON t.task_id = substr(m.source, 6)"
         " AND m.session_id = t.session_id JOIN sessions AS s ON s.session_id = t.session_id AND s.user_id = m.user_id"
@@ -163,6 +185,15 @@ def erase(c: Connection, ids: Sequence[str]) -> tuple[str, ...]:
     ).fetchall()
     for (task_id,) in set(given):
         _take_away(c, task_id, set(ids))
+    # A summary goes with the least of what it says; the rest of that was not asked to go.
+    c.execute(
+        "INSERT INTO untold (session_id, runs) SELECT substr(m.source, 9), json_group_array(substr(l.origin, 6))"
+        " FROM memories AS m JOIN lineage AS l USING (memory_id) JOIN sessions AS s"
+        " ON s.session_id = substr(m.source, 9) AND s.user_id = m.user_id"
+        " WHERE m.kind = 'summary' AND m.source LIKE 'session:%' AND l.origin LIKE 'task:%'"
+        " AND m.memory_id IN (SELECT value FROM json_each(?)) GROUP BY m.memory_id",
+        (_json(set(ids) - set(chosen)),),
+    )
     memories.delete(c, ids)
     among = _json([task_id for (task_id,) in (*runs, *given)])
     rows = c.execute(

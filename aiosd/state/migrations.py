@@ -224,6 +224,15 @@ INSERT INTO sqlite_sequence (name, seq) SELECT 'turns', max(
         FROM events WHERE kind = 'progress'));
 """
 
+_UNTOLD = """
+-- Runs of a summary that went with one of them: what is left of their turns is to be summed up again.
+CREATE TABLE untold (
+    untold_id  INTEGER PRIMARY KEY,
+    session_id TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
+    runs       TEXT NOT NULL
+);
+"""
+
 SCRIPTS: tuple[str, ...] = (
     _SESSIONS_TASKS_MEMORIES,
     _SPEAKERS,
@@ -237,4 +246,5 @@ SCRIPTS: tuple[str, ...] = (
     _SUMMARIES,
     _TOOLSETS,
     _TURN_NUMBERS,
+    _UNTOLD,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -25,6 +25,7 @@ from aiosd.records import Memory, Privacy, Session, Source, Turn
 from aiosd.state import lineage, sessions
 from aiosd.state import memories as table
 from aiosd.state.database import Connection, Database
+from aiosd.state.lineage import Untold
 from aiosd.state.sessions import Unsettled
 
 IDLE = timedelta(minutes=30)
@@ -70,6 +71,9 @@ PROMPT = (
     " knowing later, in at most eight short sentences that can be understood alone: facts, names, dates, decisions,"
     " what was asked and what came of it. Add nothing that is not there."
 )
+
+Told = tuple[Memory, list[str]]
+"""What a group of turns became, and the runs that they are of."""
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +150,10 @@ class Consolidation:
             if not self._runs:
                 self._rest.set()
 
+    async def lost(self, session_ids: Collection[str]) -> None:
+        """Something of these sessions was forgotten, and summaries with it: the rest of them is to be told again."""
+        self._wake.set()
+
     async def settled(self) -> None:
         """Returns once all that is due now has been made memories, or after CLOSE_S."""
         done = anyio.Event()
@@ -187,6 +195,8 @@ class Consolidation:
 
     async def _settle(self) -> float | None:
         """Does what is due; seconds until the next session goes idle, None where none will."""
+        while await self._again():
+            pass
         for unsettled in await self._database.read(sessions.unsettled):
             left = due(unsettled, self._clock())
             while left > 0:
@@ -205,29 +215,13 @@ class Consolidation:
         session, turns = await self._database.read(read)
         if session is None or not turns:
             return 0
-        told: list[tuple[Memory, list[str]]] = []
-        for privacy in ("any", "local"):  # apart, so that what may leave is not kept back by what may not
-            group = [turn for _, turn in turns if turn.privacy == privacy]
-            if group:
-                runs = list(dict.fromkeys(turn.task_id for turn in group if turn.task_id))
-                told.append((await self._tell(session, group, privacy), runs))
+        told = await self._told(session, [turn for _, turn in turns])
 
         def keep(c: Connection) -> list[Memory]:
             if sessions.next_turns(c, session_id, n) != turns:
                 return []  # something of it was forgotten meanwhile: again, without that
-            kept: list[Memory] = []
-            for memory, runs in told:
-                of_runs = lineage.memories_of_runs(c, runs)
-                trusts = [run.trust for run in of_runs]
-                kept.append(msgspec.structs.replace(memory, trust=min(trusts, default=1.0)))
-                table.add(c, kept[-1:])
-                origins = [
-                    *map(lineage.of_task, runs),
-                    *(lineage.of_memory(run.memory_id) for run in of_runs),
-                ]
-                lineage.record(c, {memory.memory_id: origins})
             sessions.settle(c, session_id, turns[-1][0])
-            return kept
+            return _keep(c, told)
 
         kept = await self._database.write(keep)
         if not kept:
@@ -236,6 +230,37 @@ class Consolidation:
         await self._memory.index(kept)
         logger.info("turns were consolidated", extra={"session_id": session_id, "turns": len(turns)})
         return len(turns)
+
+    async def _again(self) -> bool:
+        """Sums up what is left of one summary that was forgotten for a part of it; False where there is none."""
+
+        def read(c: Connection) -> tuple[Session | None, Untold | None]:
+            left = lineage.untold(c)
+            return (sessions.find(c, left.session_id) if left else None), left
+
+        session, left = await self._database.read(read)
+        if session is None or left is None:
+            return False
+        told = await self._told(session, left.turns)
+
+        def keep(c: Connection) -> list[Memory]:
+            if lineage.untold(c) != left:
+                return []  # more of it was forgotten meanwhile
+            lineage.told_again(c, left)
+            return _keep(c, told)
+
+        await self._memory.index(await self._database.write(keep))
+        return True
+
+    async def _told(self, session: Session, turns: Sequence[Turn]) -> list[Told]:
+        """The memories of these turns, each with its runs: what may leave is not kept back by what may not."""
+        told: list[Told] = []
+        for privacy in ("any", "local"):
+            group = [turn for turn in turns if turn.privacy == privacy]
+            if group:
+                runs = list(dict.fromkeys(turn.task_id for turn in group if turn.task_id))
+                told.append((await self._tell(session, group, privacy), runs))
+        return told
 
     async def _tell(self, session: Session, turns: Sequence[Turn], privacy: Privacy) -> Memory:
         text = await self._generated(session, turns)
@@ -273,6 +298,22 @@ class Consolidation:
             logger.info("a session is summed up in quotes", extra={"why": str(exc)})
             return None
         return reply.text.strip() if reply.generated else None
+
+
+def _keep(c: Connection, told: Sequence[Told]) -> list[Memory]:
+    """Adds these, no more trusted than the runs that they are made from."""
+    kept: list[Memory] = []
+    for memory, runs in told:
+        of_runs = lineage.memories_of_runs(c, runs)
+        trusts = [run.trust for run in of_runs]
+        kept.append(msgspec.structs.replace(memory, trust=min(trusts, default=1.0)))
+        table.add(c, kept[-1:])
+        origins = [
+            *map(lineage.of_task, runs),
+            *(lineage.of_memory(run.memory_id) for run in of_runs),
+        ]
+        lineage.record(c, {memory.memory_id: origins})
+    return kept
 
 
 @asynccontextmanager
