@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ from tests.daemon import Daemon
 
 def answer(daemon: Daemon, method: str, params: object) -> Any:
     return json.loads(daemon.raw(framing.request(1, method, params)).splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One for all that is refused before anything is changed."""
+    with Daemon(tmp_path_factory.mktemp("asked") / "home") as running:
+        yield running
 
 
 @pytest.fixture
@@ -131,9 +139,9 @@ def test_what_methods_answer_fits_what_discover_says(daemon: Daemon, document: d
     ],
 )
 def test_params_that_do_not_fit_are_refused_and_named(
-    daemon: Daemon, method: str, params: object, said: str
+    asked: Daemon, method: str, params: object, said: str
 ) -> None:
-    error = answer(daemon, method, params)["error"]
+    error = answer(asked, method, params)["error"]
     assert (error["code"], error["message"]) == (-32602, "Invalid params")
     assert said in error["data"]["detail"]
 
