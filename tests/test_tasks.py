@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import anyio
@@ -19,8 +19,10 @@ from aiosd.errors import BudgetExhausted
 from aiosd.events import BACKLOG, Broker
 from aiosd.protocol.sessions import SessionRun
 from aiosd.state import sessions, tasks
-from aiosd.state.database import Connection, open_database
+from aiosd.state.database import Connection, Database, open_database
+from aiosd.state.upgrade import LedgerFailed
 from aiosd.tasks import context, steps
+from aiosd.tasks.agent import Agent
 from aiosd.tasks.approval import Approvals
 from aiosd.tasks.budget import Budget, Cap, check
 from aiosd.tasks.hands import Hands
@@ -28,6 +30,8 @@ from aiosd.tasks.runner import Runner
 from tests.daemon import Daemon
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 TASK = str(uuid4())
@@ -362,3 +366,49 @@ def test_every_kept_event_reaches_every_watcher_once_and_before_the_answer(daemo
 def _event(line: bytes) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(line)["params"]
     return parsed
+
+
+class FullOnce(Database):
+    """Has no room for the first change that comes through it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._is_full = True
+
+    async def write(self, change: Callable[[Connection], T]) -> T:
+        if self._is_full:
+            self._is_full = False
+            raise LedgerFailed("the ledger failed: database or disk is full")
+        return await self._database.write(change)
+
+
+async def test_what_could_not_be_kept_is_kept_with_what_follows_it(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "db") as database:
+        ours = session("any")
+        params = SessionRun(session_id=ours.session_id, task="t")
+        queued = r.StateEvent(task_id=TASK, seq=1, at=NOW, state="queued")
+
+        def start(c: Connection) -> r.Task:
+            sessions.insert(c, ours, system=None)
+            task = tasks.insert(c, TASK, ours.session_id, params=params, priority="normal", created_at=NOW)
+            tasks.append(c, queued)
+            return task
+
+        task = await database.write(start)
+        hands = Hands(
+            database=FullOnce(database),
+            broker=Broker(),
+            memory=None,  # type: ignore[arg-type]  # nothing runs here
+            registry=None,  # type: ignore[arg-type]
+            pool=None,  # type: ignore[arg-type]
+            budget=Budget(database, None, lambda: NOW),
+            agents={},
+            consolidation=None,  # type: ignore[arg-type]
+            approvals=Approvals(database, None),  # type: ignore[arg-type]
+        )
+        agent = Agent(hands, ours, None, task, params, (queued,), (), (0, 0))
+        with pytest.raises(LedgerFailed):
+            await agent._record(agent._new(r.StateEvent, state="working"))
+        await agent._record(agent._new(r.ProgressEvent, stage="recalled"))
+        kept = await database.read(lambda c: tasks.events(c, TASK))
+    assert [event.seq for event in kept] == [1, 2, 3]

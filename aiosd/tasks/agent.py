@@ -52,6 +52,7 @@ from aiosd.records import (
 )
 from aiosd.state import audit, lineage, tasks
 from aiosd.state.database import Connection
+from aiosd.state.upgrade import LedgerFailed
 from aiosd.tasks import context, steps
 from aiosd.tasks.hands import Hands
 from aiosd.tasks.outcome import keep, outcome
@@ -489,7 +490,11 @@ class Agent:
         self._journal += events  # numbered from here on, as calls run side by side
         events, self._unkept = (*self._unkept, *events), ()
         entries, self._unaudited = self._unaudited, []
-        with anyio.CancelScope(shield=True):  # a commit under way must be told of; it lasts milliseconds
-            given = await self._hands.database.write(write)
+        try:
+            with anyio.CancelScope(shield=True):  # a commit under way must be told of; it lasts milliseconds
+                given = await self._hands.database.write(write)
+        except LedgerFailed:  # the next commit has them too: what is numbered after them must not stand alone
+            self._unkept, self._unaudited = (*events, *self._unkept), [*entries, *self._unaudited]
+            raise
         self._hands.broker.publish(*events)
         return given
