@@ -55,7 +55,11 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:  # no block begins that would end it
+            self.kill()
+            raise
 
     def __exit__(self, *exc: object) -> None:
         self.kill()
