@@ -52,7 +52,6 @@ ONE_HOME: dict[str, str | tuple[str, str]] = {
     "onnxruntime": "memory.embedder",
     "tokenizers": "memory.embedder",
     "numpy": "memory.embedder",
-    "h11": "models.plain_http",
     "ollama": "models.ollama",
     "openai": "models.openai",
     "xllamacpp": "models.gguf_server",

@@ -242,10 +242,7 @@ class Server:
         import httpx
         import ollama
 
-        from aiosd.models.plain_http import PlainHttp
-
         self._key = self.endpoint.key()
-        is_plain = self.endpoint.direct and self.url.startswith("http:")
         return ollama.AsyncClient(
             self.url,
             timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
@@ -254,7 +251,6 @@ class Server:
             # A redirect or a proxy could carry private text off the machine.
             follow_redirects=False,
             trust_env=not self.endpoint.direct,
-            transport=PlainHttp() if is_plain else None,
         )
 
     def _authorize(self, request: httpx.Request) -> httpx.Request:
