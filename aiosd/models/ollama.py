@@ -248,6 +248,8 @@ class Server:
             timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
             auth=self._authorize,
             event_hooks={"response": [_refuse]},
+            # Its pool polls every idle connection at each request; how many are open is the slots' matter.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
             # A redirect or a proxy could carry private text off the machine.
             follow_redirects=False,
             trust_env=not self.endpoint.direct,
