@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -224,7 +225,9 @@ def without(text: str, name: str) -> str:
     own = re.compile(rf"\s*\[\s*mcp\s*\.\s*servers\s*\.\s*[\"']?{re.escape(name)}[\"']?\s*(\.[^\]]*)?\]")
     kept: list[str] = []
     inside = False
-    for line in text.splitlines(keepends=True):
+    for line in StringIO(
+        text, newline="\n"
+    ):  # splitlines() would part strings at what is no line's end in TOML
         if line.lstrip().startswith("["):
             inside = own.match(line) is not None
         if not inside:

@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiosctl.mcp import config_section as section
@@ -79,6 +79,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(st.lists(TEXTS), st.dictionaries(TEXTS, TEXTS))
+@example(["\x85["], {})
 def test_a_section_says_what_was_given_and_can_be_taken_out_again(
     args: list[str], env: dict[str, str]
 ) -> None:
