@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -26,7 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CONFIG = '[memory]\nembedder = "none"\n'
 KILLS = 100
 CUTS = 10
-WORDS = ("amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath")
+SYLLABLES = ("ba", "du", "fo", "ka", "lu", "mo", "no", "pa", "ru", "to", "vo", "zu")
+WORDS = tuple(map("".join, itertools.product(SYLLABLES, repeat=3)))
+"""So many that few memories share one: of more equally good ones than are looked at, the engine takes what it likes."""
 
 
 class Writer:
