@@ -36,7 +36,9 @@ def hang(): print("hanging", flush=True); time.sleep(1000)
 def grandchild():
     p = subprocess.Popen(["sleep", "1000"])
     return p.pid
-def die(status): print("the last words", file=sys.stderr, flush=True); os._exit(status)
+def die(status, when=None):
+    if when: open(when, "rb").read(1)
+    print("the last words", file=sys.stderr, flush=True); os._exit(status)
 
 stdio.serve({
     "echo": lambda text: text, "add": lambda a, b: a + b, "pid": os.getpid, "missing": missing, "bug": bug,
@@ -127,9 +129,11 @@ async def test_a_bug_in_the_child_is_an_internal_error_whose_traceback_only_the_
     assert any("secret" in line for line in spoken(caplog))
 
 
-async def test_a_child_that_dies_under_calls_fails_them_at_once_and_the_next_call_finds_a_new_process() -> (
-    None
-):
+async def test_a_child_that_dies_under_calls_fails_them_at_once_and_the_next_call_finds_a_new_process(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "word")
+    word = os.open(tmp_path / "word", os.O_RDWR)
     async with open_child(python(PROGRAM), name="demo", env={}) as child:
         first = await child.call("pid", timeout_s=LONG_S)
         died: list[ChildDied] = []
@@ -140,13 +144,16 @@ async def test_a_child_that_dies_under_calls_fails_them_at_once_and_the_next_cal
             died.append(raised.value)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ask, "die", 3)
+            tasks.start_soon(ask, "die", 3, str(tmp_path / "word"))
             tasks.start_soon(ask, "echo", "never heard")
+            await anyio.wait_all_tasks_blocked()  # both are under way
+            os.write(word, b"!")
         assert [str(e) for e in died] == [
             "demo ended during `die`: exit status 3: the last words",
             "demo ended during `echo`: exit status 3: the last words",
         ]
         assert await child.call("pid", timeout_s=LONG_S) not in (first, None)
+    os.close(word)
 
 
 async def test_a_call_right_after_a_kill_finds_a_new_process_though_nobody_has_noticed_yet() -> None:

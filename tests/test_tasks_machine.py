@@ -97,7 +97,8 @@ class HeardAll(Exception):
 
 
 class Watch:
-    """One watcher of one task, until the task or the daemon ends."""
+    """One watcher of one task, until the task or the daemon ends. It hears the task's own events: what its children ask is
+    told live alone."""
 
     def __init__(self, daemon: Daemon, task_id: str) -> None:
         self.task_id = task_id
@@ -109,7 +110,7 @@ class Watch:
     def _listen(self) -> None:
         def hear(_: str, params: msgspec.Raw) -> None:
             event = msgspec.json.decode(params, type=r.AnyEvent)
-            if isinstance(event, r.Kept):
+            if isinstance(event, r.Kept) and event.task_id == self.task_id:
                 self.heard.append(event)
 
         with self._client:
@@ -354,10 +355,14 @@ class Life(RuleBasedStateMachine):
             again: list[r.Event] = []
 
             def hear(
-                _: str, params: msgspec.Raw, again: list[r.Event] = again, count: int = len(heard)
+                _: str,
+                params: msgspec.Raw,
+                again: list[r.Event] = again,
+                count: int = len(heard),
+                task_id: str = watch.task_id,
             ) -> None:
                 event = msgspec.json.decode(params, type=r.AnyEvent)
-                if isinstance(event, r.Kept):
+                if isinstance(event, r.Kept) and event.task_id == task_id:
                     again.append(event)
                     if len(again) == count:
                         raise HeardAll
